@@ -1,0 +1,14 @@
+"""BitDance in plain PyTorch: an autoregressive image model over binary tokens (arXiv 2602.14041)."""
+
+from .errors import BitDanceError, Cancelled, MissingFileError
+from .pipeline import BitDancePipeline, GenerateOutput
+from .tokenizer import BinaryTokenizer
+
+__all__ = [
+    "BinaryTokenizer",
+    "BitDanceError",
+    "BitDancePipeline",
+    "Cancelled",
+    "GenerateOutput",
+    "MissingFileError",
+]

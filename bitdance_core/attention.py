@@ -1,0 +1,38 @@
+"""Attention as one opaque function: the model passes tensors, never a choice of kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:  # optional: `pip install bitdance[flash-attn]`
+    from flash_attn import flash_attn_func
+except ImportError:
+    flash_attn_func = None
+
+AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention with scale head_dim^-0.5 and grouped key/value heads.
+
+    q [B, H, T, D], k and v [B, H_kv, S, D] with H a multiple of H_kv; mask bool, broadcastable to [B, H, T, S],
+    True = may look, None = everything. Returns [B, H, T, D].
+    """
+    if flash_attention_fits(q, mask):
+        return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def flash_attention_fits(q: Tensor, mask: Tensor | None) -> bool:
+    """FlashAttention is installed and takes these tensors: unmasked half precision on a GPU, heads up to 256 wide."""
+    return (
+        flash_attn_func is not None
+        and mask is None
+        and q.is_cuda
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.shape[-1] <= 256
+    )

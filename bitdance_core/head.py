@@ -1,0 +1,131 @@
+"""The binary diffusion head: a small diffusion transformer over the P tokens of one patch."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import AttentionFn, attention
+from .config import HeadConfig
+
+HEAD_DIM = 128  # of every attention head of a text-to-image head
+FREQUENCIES = 128  # of the time embedding
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, width: int, operations, device, dtype) -> None:
+        super().__init__()
+        options = {"device": device, "dtype": dtype}
+        self.mlp = nn.Sequential(
+            operations.Linear(2 * FREQUENCIES, width, **options), nn.SiLU(), operations.Linear(width, width, **options)
+        )
+
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """t [S] in [0, 1] -> [S, W] in `dtype`; the angles are float32."""
+        steps = torch.arange(FREQUENCIES, device=t.device, dtype=torch.float32)
+        angles = 1000 * t.float()[:, None] * torch.exp(-math.log(10000) / FREQUENCIES * steps)
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype))
+
+
+class PatchAttention(nn.Module):
+    """Attention among the tokens of one patch, without positions and without a mask."""
+
+    def __init__(self, width: int, attend: AttentionFn, operations, device, dtype) -> None:
+        super().__init__()
+        self.attend = attend
+        self.wqkv = operations.Linear(width, 3 * width, device=device, dtype=dtype)
+        self.wo = operations.Linear(width, width, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.wqkv(x).unflatten(-1, (3, -1, HEAD_DIM)).permute(2, 0, 3, 1, 4)  # 3 x [B, H, P, 128]
+        return self.wo(self.attend(q, k, v, None).transpose(1, 2).flatten(2))
+
+
+class HeadBlock(nn.Module):
+    def __init__(self, config: HeadConfig, attend: AttentionFn, operations, device, dtype) -> None:
+        super().__init__()
+        options = {"device": device, "dtype": dtype}
+        width, hidden = config.width, int(1.5 * config.width)
+        self.norm1 = operations.LayerNorm(width, eps=1e-6, **options)
+        self.norm2 = operations.LayerNorm(width, eps=1e-6, **options)
+        self.attn = PatchAttention(width, attend, operations, device, dtype)
+        self.swiglu = config.swiglu
+        if config.swiglu:
+            self.w1 = operations.Linear(width, 2 * hidden, **options)
+            self.w2 = operations.Linear(hidden, width, **options)
+        else:
+            self.mlp = nn.Sequential(
+                operations.Linear(width, hidden, **options), nn.SiLU(), operations.Linear(hidden, width, **options)
+            )
+
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation
+        x = x + gate1 * self.attn(modulate(self.norm1(x), scale1, shift1))
+        h = modulate(self.norm2(x), scale2, shift2)
+        if self.swiglu:
+            a, b = self.w1(h).chunk(2, dim=-1)
+            return x + gate2 * self.w2(F.silu(a) * b)
+        return x + gate2 * self.mlp(h)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: HeadConfig, operations, device, dtype) -> None:
+        super().__init__()
+        options = {"device": device, "dtype": dtype}
+        self.norm = operations.LayerNorm(config.width, eps=1e-6, elementwise_affine=False, **options)
+        self.ada_ln_modulation = operations.Linear(config.width, 2 * config.width, **options)
+        self.linear = operations.Linear(config.width, config.bits, **options)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        scale, shift = self.ada_ln_modulation(y).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm(x), scale, shift))
+
+
+class DiffusionHead(nn.Module):
+    """Predicts a patch's clean bits from its noised ones. What stays the same along a flow is computed apart, once:
+
+    cond = head.cond_embed(hidden)                    # once per patch
+    time = head.time_embed(times, cond.dtype)         # once per picture
+    x_pred = head(x_t, time[i], cond)                 # every step
+    """
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        operations: ModuleType | type = nn,
+        attend: AttentionFn = attention,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        options = {"device": device, "dtype": dtype}
+        self.config = config
+        self.time_embed = TimeEmbedding(config.width, operations, device, dtype)
+        self.cond_embed = operations.Linear(config.cond_width, config.width, **options)
+        self.input_proj = operations.Linear(config.bits, config.width, **options)
+        self.res_blocks = nn.ModuleList(
+            HeadBlock(config, attend, operations, device, dtype) for _ in range(config.depth)
+        )
+        self.ada_ln_blocks = nn.ModuleList(
+            operations.Linear(config.width, 6 * config.width, **options) for _ in range(config.num_modulations)
+        )
+        self.final_layer = FinalLayer(config, operations, device, dtype)
+
+    def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+        """x_t [B, P, C], time broadcastable to [B, P, W], cond [B, P, W] -> predicted bits [B, P, C] in [-1, 1]."""
+        y = F.silu(time + cond)
+        x = self.input_proj(x_t)
+        blocks_each = self.config.depth // self.config.num_modulations
+        for index, block in enumerate(self.res_blocks):
+            if index % blocks_each == 0:
+                modulation = self.ada_ln_blocks[index // blocks_each](y).chunk(6, dim=-1)
+            x = block(x, modulation)
+        return 2 * torch.sigmoid(self.final_layer(x, y)) - 1

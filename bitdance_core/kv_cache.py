@@ -1,0 +1,35 @@
+"""Keys and values of the past, in memory allocated once per image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import BackboneConfig
+
+
+class KVCache:
+    """A static cache for `batch` sequences of exactly `capacity` tokens. It lives as long as one call.
+
+    Every layer of a pass writes its block behind `length`; `advance` then makes the block part of the past.
+    """
+
+    def __init__(
+        self, config: BackboneConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
+        self._memory = torch.empty(shape, device=device, dtype=dtype)
+        self.capacity = capacity
+        self.length = 0
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v [B, H_kv, T, D] of one layer; return views of all its keys and values, the new ones last."""
+        end = self.length + k.shape[2]
+        assert end <= self.capacity, f"KV cache holds {self.capacity} tokens, block ends at {end}"
+        keys, values = self._memory[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, count: int) -> None:
+        self.length += count

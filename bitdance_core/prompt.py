@@ -1,0 +1,80 @@
+"""From a prompt to token ids: chat template, image opening, and prompts that cannot forge control tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from .errors import BitDanceError
+from .files import read_json
+
+
+class PromptTokenizer:
+    """A Hugging Face `tokenizer.json` with BitDance's special tokens.
+
+    Control tokens are placed by id and all text is encoded without them, so that "<|im_end|>" in a prompt stays the
+    user's words.
+    """
+
+    def __init__(self, data: dict[str, Any], source: str) -> None:
+        """`data` is the parsed tokenizer.json; `source` is named in errors."""
+        try:
+            self._special = {token["content"]: token["id"] for token in data["added_tokens"]}
+            self._text = Tokenizer.from_str(json.dumps({**data, "added_tokens": []}))
+        except Exception as error:  # the tokenizers library raises bare Exception for any malformed file
+            raise BitDanceError(f"{source}: not a tokenizer file ({error})") from error
+        missing = [t for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>") if t not in self._special]
+        if missing:
+            raise BitDanceError(f"{source}: not a BitDance tokenizer, it lacks {', '.join(missing)}")
+        self.source = source
+
+    @classmethod
+    def from_file(cls, path: Path) -> PromptTokenizer:
+        return cls(read_json(path), str(path))
+
+    @property
+    def num_queries(self) -> int:
+        """How many `<|query_i|>` tokens there are: one less than the tokens of a patch."""
+        count = 0
+        while f"<|query_{count + 1}|>" in self._special:
+            count += 1
+        return count
+
+    @property
+    def max_id(self) -> int:
+        return max(max(self._special.values()), self._text.get_vocab_size(with_added_tokens=False) - 1)
+
+    def conditional(self, prompt: str) -> list[int]:
+        """The chat template around a prompt (a negative prompt takes the same)."""
+        start, end = self._special["<|im_start|>"], self._special["<|im_end|>"]
+        return [
+            start,
+            *self._encode("user\n" + prompt),
+            end,
+            *self._encode("\n"),
+            start,
+            *self._encode("assistant\n"),
+        ]
+
+    def unconditional(self) -> list[int]:
+        """The template without a prompt, for the guidance branch."""
+        return [self._special["<|im_start|>"], *self._encode("assistant\n")]
+
+    def has_side(self, tokens: int) -> bool:
+        """Whether a grid side of `tokens` tokens has its `<|res_k|>` token."""
+        return f"<|res_{tokens}|>" in self._special
+
+    def opening(self, height: int, width: int, tokens_per_patch: int) -> list[int]:
+        """What opens an image of height x width tokens: vision start, both sides, the P - 1 queries."""
+        names = ["<|vision_start|>", f"<|res_{height}|>", f"<|res_{width}|>"]
+        names += [f"<|query_{i}|>" for i in range(1, tokens_per_patch)]
+        missing = [name for name in names if name not in self._special]
+        if missing:
+            raise BitDanceError(f"{self.source}: the tokenizer lacks {missing[0]}")
+        return [self._special[name] for name in names]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._text.encode(text, add_special_tokens=False).ids

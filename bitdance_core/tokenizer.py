@@ -1,0 +1,87 @@
+"""The binary tokenizer for users: pixels to bits and back, checked at the door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .autoencoder import BinaryAutoencoder
+from .checkpoint import Component, locate, read_autoencoder
+from .config import AutoencoderConfig
+from .errors import BitDanceError
+from .weights import load_weights
+
+
+class BinaryTokenizer:
+    """One token of `channels` bits for each `downscale` x `downscale` pixels. Make one with `from_pretrained`."""
+
+    def __init__(self, autoencoder: BinaryAutoencoder, device: torch.device, dtype: torch.dtype) -> None:
+        self.autoencoder = autoencoder
+        self.device = device
+        self.dtype = dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        local_files_only: bool = False,
+    ) -> BinaryTokenizer:
+        """Load from a .safetensors file (its config beside it, or read off its shapes), a model folder, a hub id or
+        a built-in name. Raises BitDanceError, which names the file and what is wrong."""
+        return cls.load(*read_autoencoder(locate(source, local_files_only)), torch.device(device), dtype)
+
+    @classmethod
+    def load(
+        cls, config: AutoencoderConfig, component: Component, device: torch.device, dtype: torch.dtype
+    ) -> BinaryTokenizer:
+        autoencoder = BinaryAutoencoder(config, device="meta").eval()
+        load_weights(autoencoder, component, device, dtype)
+        return cls(autoencoder, device, dtype)
+
+    @property
+    def downscale(self) -> int:
+        return self.autoencoder.config.downscale
+
+    @property
+    def channels(self) -> int:
+        return self.autoencoder.config.bits
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], sides multiples of `downscale` -> bits in {-1, +1} (B, C, h, w)."""
+        step = self.downscale
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % step or pixels.shape[3] % step:
+            raise BitDanceError(
+                f"expected pixels (B, 3, H, W) with H and W multiples of {step}, found {tuple(pixels.shape)}"
+            )
+        return self.autoencoder.encode(pixels.to(self.device, self.dtype))
+
+    @torch.inference_mode()
+    def decode(self, bits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Bits (B, C, h, w), +-1 or bool -> pixels (B, 3, H, W), about [-1, 1].
+
+        A GAN decoder draws its noise from `generator` (None: torch's global one).
+        """
+        if bits.ndim != 4 or bits.shape[1] != self.channels:
+            raise BitDanceError(f"expected bits (B, {self.channels}, h, w), found {tuple(bits.shape)}")
+        if bits.dtype == torch.bool:
+            bits = torch.where(bits, 1.0, -1.0)
+        return self.autoencoder.decode(bits.to(self.device, self.dtype), generator)
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1] -> PIL images; rounded as the published pipeline rounds."""
+    pixels = (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """A PIL image -> (1, 3, H, W) in [-1, 1]."""
+    rgb = image.convert("RGB")
+    data = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(1, rgb.height, rgb.width, 3)
+    return data.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,141 @@
+"""The engine against the plain reference, and what a caller may rely on."""
+
+import pytest
+import torch
+
+import golden
+import reference
+from bitdance_core import Cancelled
+from bitdance_core.flow import SAMPLERS, make_schedule, plan_noise, sample_patch
+from bitdance_core.generate import generate
+from bitdance_core.pipeline import make_grid
+
+PROMPTS = ("a photo of a red cat on the beach", "x")
+
+
+def branches_of(pipe, grid, prompt, guidance):
+    opening = pipe.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
+    texts = [pipe.prompts.conditional(prompt), pipe.prompts.unconditional()]
+    return [ids + opening for ids in texts[: 2 if guidance > 1 else 1]]
+
+
+@pytest.mark.parametrize("name", golden.MODELS)
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_cached_and_batched_equals_uncached(name, guidance, sampler):
+    pipe = golden.load(name, torch.float64).pipe
+    grid = make_grid(pipe.config, pipe.prompts, 64, 96)
+    branches = branches_of(pipe, grid, PROMPTS[0], guidance)
+    schedule = make_schedule(sampler, 4)
+    generator = torch.Generator().manual_seed(5)
+    fast = generate(pipe.model, branches, grid, schedule, guidance, 1, generator, "cpu", torch.float64)
+    assert torch.equal(fast > 0, 0 < reference.generate(pipe.model, branches, grid, schedule, guidance, seed=5))
+
+
+def test_a_batch_draws_each_image_as_alone():
+    """Rows of one batch do not see each other: given the same noise, each is what it would be alone."""
+    head = golden.load("t2i_p16").pipe.model.head
+    schedule = make_schedule("euler_maruyama", 5)
+    noise = plan_noise((3, 16, 16), schedule.noise_draws, torch.Generator().manual_seed(0))
+    cond = head.cond_embed(golden.load("t2i_p16").values["head.c"])
+    time = head.time_embed(torch.tensor(schedule.times), torch.float32)
+    together = sample_patch(lambda x, i: head(x, time[i], cond), noise, schedule, 1.0)
+    for row in range(3):
+        alone = sample_patch(
+            lambda x, i, row=row: head(x, time[i], cond[row : row + 1]), noise[:, row : row + 1], schedule, 1.0
+        )
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_does_not_matter():
+    """The longer unconditional row of a negative prompt pads the conditional one; it draws the same."""
+    pipe = golden.load("t2i_p16", torch.float64).pipe
+    settings = {"height": 32, "width": 32, "steps": 4, "guidance": 2.0, "seed": 3}
+    grid = make_grid(pipe.config, pipe.prompts, 32, 32)
+    opening = pipe.prompts.opening(8, 8, 16)
+    negative = "a very long negative prompt, longer than the prompt itself by far"
+    branches = [pipe.prompts.conditional("x") + opening, pipe.prompts.conditional(negative) + opening]
+    output = pipe.generate("x", negative_prompt=negative, **settings)
+    expected = reference.generate(pipe.model, branches, grid, make_schedule("euler_maruyama", 4), 2.0, seed=3)
+    assert torch.equal(output.bits, expected > 0)
+
+
+def test_same_seed_same_bits_and_the_global_generator_is_left_alone():
+    pipe = golden.load("t2i_p16").pipe
+    settings = {"height": 32, "width": 32, "steps": 3}
+    before = torch.random.get_rng_state()
+    first = pipe.generate("a cat", seed=1, **settings).bits
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(3)
+    assert torch.equal(first, pipe.generate("a cat", seed=1, **settings).bits)
+    assert not torch.equal(first, pipe.generate("a cat", seed=2, **settings).bits)
+
+
+def test_callback_sees_the_picture_grow():
+    pipe = golden.load("t2i_p16").pipe
+    seen = []
+
+    def callback(patch, patches, bits):
+        seen.append((patch, patches, int(bits.count_nonzero())))
+
+    output = pipe.generate("a cat", height=32, width=48, steps=2, num_images=2, callback=callback)
+    patch_values = 2 * 16 * 16
+    assert seen == [(i, 6, i * patch_values) for i in range(1, 7)]
+    assert output.bits.shape == (2, 16, 8, 12) and output.bits.dtype == torch.bool
+    assert [image.size for image in output.images] == [(48, 32)] * 2
+
+
+def test_cancel_stops_inside_a_patch():
+    pipe = golden.load("t2i_p16").pipe
+    asked = []
+
+    def cancel():
+        asked.append(None)
+        return len(asked) == 5
+
+    with pytest.raises(Cancelled):
+        pipe.generate("a cat", height=32, width=32, steps=50, cancel=cancel)
+    assert len(asked) == 5
+
+
+def test_no_backbone_pass_after_the_last_patch():
+    pipe = golden.load("t2i_p16").pipe
+    passes = []
+    hook = pipe.model.backbone.register_forward_pre_hook(lambda module, args: passes.append(args[0].shape[1]))
+    try:
+        pipe.generate("a cat", height=32, width=32, steps=2)
+    finally:
+        hook.remove()
+    assert len(passes) == 1 + 4 and passes[1:] == [16] * 4  # the prompt, then block 0 and three patches
+
+
+def test_bfloat16_runs():
+    pipe = golden.load("t2i_p16", torch.bfloat16).pipe
+    output = pipe.generate("a cat", height=32, width=32, steps=3)
+    assert output.bits.shape == (1, 16, 8, 8)
+    assert {p.dtype for p in pipe.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"height": 36}, "multiples of 16.*nearest: 32x32"),
+        ({"height": 4096}, "no side may exceed 256"),
+        ({"height": 0}, "whole numbers"),
+        ({"height": 64.0}, "whole numbers"),
+        ({"sampler": "ddim"}, "unknown sampler 'ddim', have: euler_maruyama, euler, heun"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"guidance": float("nan")}, "guidance must be"),
+        ({"num_images": 0}, "num_images"),
+        ({"seed": -1}, "seed must be"),
+        ({"negative_prompt": 3}, "must be text"),
+    ],
+)
+def test_bad_settings_are_named_before_any_work(settings, words):
+    pipe = golden.load("t2i_p16").pipe
+
+    def never():
+        raise AssertionError("work was begun")
+
+    with pytest.raises(ValueError, match=words):
+        pipe.generate("a cat", **{"height": 32, "width": 32, "cancel": never, **settings})
