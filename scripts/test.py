@@ -1,0 +1,24 @@
+"""Run every check: `python3 scripts/test.py [--long] [pytest arguments]`.
+
+--long adds the checks that take minutes (the built-in model on 100 prompts at every size).
+"""
+
+import sys
+
+from environment import ensure_venv, run
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    selection = [] if "--long" in arguments else ["-m", "not long"]
+    arguments = [a for a in arguments if a != "--long"]
+    python = ensure_venv()
+    for command in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("pytest", *selection, *arguments)):
+        status = run(python.with_name(command[0]), *command[1:])
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Imports go downwards only (DESIGN.md): the core must work where there is no ComfyUI."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWED = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "PIL", "tqdm", "flash_attn"}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of a file's absolute imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_the_core_imports_only_what_the_design_allows():
+    import sys
+
+    for path in (ROOT / "bitdance_core").rglob("*.py"):
+        foreign = imported(path) - set(sys.stdlib_module_names) - ALLOWED
+        assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_set_up_scripts_need_only_the_standard_library():
+    import sys
+
+    for name in ("environment", "demo", "test"):
+        foreign = imported(ROOT / "scripts" / f"{name}.py") - set(sys.stdlib_module_names) - {"environment"}
+        assert not foreign, f"{name}.py imports {foreign}"
