@@ -131,9 +131,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"the language model's vocabulary is {backbone.vocab_size}"
         )
     model = identify(backbone, head, autoencoder, tokens_per_patch)
-    if (folder / "bitdance.json").is_file():
-        # a folder that says what it was trained for has a name of its own, too
-        model = replace(model, family=folder.resolve().name, defaults=config("bitdance.json", Defaults))
+    own = folder / "bitdance.json"
+    if own.is_file():  # ours: a model that says its name and what it was trained for
+        name = read_json(own).get("name", model.family)
+        model = replace(model, family=str(name), defaults=config(own.name, Defaults))
     return Checkpoint(
         path=folder,
         config=model,

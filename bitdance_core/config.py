@@ -128,7 +128,7 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model was trained for. `trained_sizes` None: every size that the patch divides."""
+    """What a model was trained for, and good settings. `trained_sizes` None: every size that the patch divides."""
 
     default_size: Size
     steps: int

@@ -60,9 +60,9 @@ def plan_noise(shape: tuple[int, int, int], draws: int, generator: torch.Generat
     return noise
 
 
-def velocity_from_x(x_pred: Tensor, x_t: Tensor, t: float) -> Tensor:
-    """dx/dt of the straight path through x_t that ends in x_pred."""
-    return (x_pred - x_t) / max(1 - t, MIN_REMAINING)
+def velocity_from_x(x_pred: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
+    """dx/dt of the straight path through x_t that ends in x_pred; t a number, or broadcastable to both."""
+    return (x_pred - x_t) / torch.as_tensor(1 - t).clamp_min(MIN_REMAINING)
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:

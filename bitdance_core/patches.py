@@ -51,9 +51,10 @@ class Grid:
         A token at row r, column c has [e(c), e(r)], e(p) = [sin(p f), cos(p f)], f_i = 10000^(-i / (dim/4)).
         """
         count = dim // 4
-        frequencies = 10000 ** (-torch.arange(count, device=device, dtype=torch.float64) / count)
-        angles = torch.arange(max(self.height, self.width), device=device, dtype=torch.float64)[:, None] * frequencies
-        table = torch.cat((angles.sin(), angles.cos()), dim=1).float()  # [side, dim/2]
+        # float64 on the CPU: some devices have none, and pictures must not depend on the device
+        frequencies = 10000 ** (-torch.arange(count, dtype=torch.float64) / count)
+        angles = torch.arange(max(self.height, self.width), dtype=torch.float64)[:, None] * frequencies
+        table = torch.cat((angles.sin(), angles.cos()), dim=1).float().to(device)  # [side, dim/2]
         columns = table[: self.width].expand(self.height, -1, -1)
         rows = table[: self.height, None].expand(-1, self.width, -1)
         return self.patchify(torch.cat((columns, rows), dim=2).permute(2, 0, 1)[None])[0]

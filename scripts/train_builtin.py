@@ -1,6 +1,6 @@
 """Train the built-in model on pictures drawn on the fly, and write it as an official-layout folder.
 
-    python scripts/train_builtin.py all --run runs/builtin            # tokenizer, model, export
+    python scripts/train_builtin.py all --run runs/builtin
 
 Stages: `tokenizer` (autoencoder: sign with a straight-through gradient, a bit-entropy term), `polish` (the same from
 there, with flipped bits, so that the decoder forgives a sampler's mistakes), `model` (backbone, projector and head
@@ -23,60 +23,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from pictures import ALL_PICTURES, draw, random_picture
+from builtin_model import AUTOENCODER, SIDE, SIZES, TOKENS_PER_PATCH, model_config, train_prompt_tokenizer, write_folder
+from pictures import draw, random_picture
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bitdance_core.autoencoder import BinaryAutoencoder
 from bitdance_core.bits import binarize
-from bitdance_core.config import AutoencoderConfig, BackboneConfig, BitDanceConfig, Defaults, HeadConfig
+from bitdance_core.flow import velocity_from_x
 from bitdance_core.model import BitDance
 from bitdance_core.patches import Grid
 from bitdance_core.prompt import PromptTokenizer
-
-SIDE = 64
-SIZES = ((SIDE, SIDE), (SIDE, 2 * SIDE))
-TOKENS_PER_PATCH = 16
-RES_TOKENS = 32
-SPECIAL = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    *(f"<|res_{k}|>" for k in range(1, RES_TOKENS + 1)),
-    *(f"<|query_{i}|>" for i in range(1, TOKENS_PER_PATCH)),
-]
-AUTOENCODER = AutoencoderConfig(
-    channels=32, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1, bits=32, gan_decoder=False
-)
-HEAD = HeadConfig(
-    bits=AUTOENCODER.bits,
-    cond_width=192,
-    width=256,
-    depth=4,
-    num_modulations=1,
-    swiglu=True,
-    time_shift=1.0,
-    tokens_per_patch=TOKENS_PER_PATCH,
-)
-STAGES = ("tokenizer", "polish", "model", "decoder", "export")
-DEFAULTS = Defaults(default_size=SIZES[0], steps=25, guidance=3.0, trained_sizes=SIZES)
-
-
-def backbone_config(vocab_size: int) -> BackboneConfig:
-    return BackboneConfig(
-        vocab_size=vocab_size,
-        hidden_size=192,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=64,
-        intermediate_size=448,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +60,9 @@ class Settings:
     ema: float = 0.999
 
 
+STAGES = ("tokenizer", "polish", "model", "decoder", "export")
+
+
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
@@ -119,19 +80,6 @@ def draw_batch(count: int, rng: np.random.Generator) -> tuple[list[str], Tensor]
     return [p.prompt for p in pictures], torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
 
 
-def train_prompt_tokenizer() -> Tokenizer:
-    """Byte-level BPE that spells anything and has one token for each word of the built-in model's prompts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
-    corpus = [f"user\n{p.prompt}" for p in ALL_PICTURES] + ["assistant\n"] * 100
-    tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens(SPECIAL)
-    return tokenizer
-
-
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
@@ -143,8 +91,9 @@ def train(
     lr: float,
     ema_decay: float,
     loss_of_step: Callable[[int], tuple[Tensor, dict[str, float]]],
+    save_every: int = 250,
 ) -> None:
-    """AdamW with warm-up and cosine decay, gradient clipping, EMA, a checkpoint every 250 steps."""
+    """AdamW with warm-up and cosine decay, gradient clipping and an average of the weights; continues a stopped run."""
     path = run / f"{name}.pt"
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
@@ -177,7 +126,7 @@ def train(
             print(line, flush=True)
             log.write(line + "\n")
             log.flush()
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % save_every == 0 or step + 1 == steps:
             state = {
                 "module": module.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -236,19 +185,16 @@ def random_flips(shape: tuple[int, ...], most: float, generator: torch.Generator
     return torch.rand(shape, generator=generator) < share
 
 
-class Sequences:
-    """Token ids of prompts and image openings, left-padded as the engine pads them."""
+def token_ids(prompts: PromptTokenizer, texts: list[str | None], grid: Grid) -> tuple[Tensor, Tensor]:
+    """Ids [B, L] of texts and image openings, left-padded as the engine pads them, and each row's padding [B].
 
-    def __init__(self, prompts: PromptTokenizer) -> None:
-        self.prompts = prompts
-
-    def __call__(self, texts: list[str | None], grid: Grid) -> tuple[Tensor, Tensor]:
-        """ids [B, L] and how many of each row are padding [B]; None is the unconditional template."""
-        opening = self.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
-        rows = [(self.prompts.unconditional() if t is None else self.prompts.conditional(t)) + opening for t in texts]
-        length = max(map(len, rows))
-        ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-        return ids, torch.tensor([length - len(row) for row in rows])
+    None is the unconditional template.
+    """
+    opening = prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
+    rows = [(prompts.unconditional() if text is None else prompts.conditional(text)) + opening for text in texts]
+    length = max(map(len, rows))
+    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
+    return ids, torch.tensor([length - len(row) for row in rows])
 
 
 def hidden_states(model: BitDance, ids: Tensor, padding: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
@@ -274,7 +220,6 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
     model = BitDance(model_config(prompts), device="cpu")
     initialize(model)
     model.to(device)
-    sequences = Sequences(prompts)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, generator = step_rng(settings, 1, step)
@@ -283,7 +228,7 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
             bits = autoencoder.encode(pixels.to(device))
         grid = Grid(*bits.shape[2:], math.isqrt(TOKENS_PER_PATCH))
         tokens = grid.patchify(bits)  # [B, patches, P, C]
-        ids, padding = sequences([None if rng.random() < settings.unconditional else t for t in texts], grid)
+        ids, padding = token_ids(prompts, [None if rng.random() < settings.unconditional else t for t in texts], grid)
         flips = random_flips(tokens.shape, settings.context_flips, generator).to(device)
         context = torch.where(flips, -tokens, tokens)
         cond = hidden_states(model, ids.to(device), padding.to(device), context, grid)
@@ -292,11 +237,10 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
         noise = torch.randn(x1.shape, generator=generator).to(device)
         t = torch.sigmoid(settings.flow_mean + settings.flow_std * torch.randn(len(x1), generator=generator))
         t = t.to(device)
-        t_ = t[:, None, None]
+        t_ = t[:, None, None]  # for a patch [P, C]
         x_t = (1 - t_) * noise + t_ * x1
         x_pred = model.head(x_t, model.head.time_embed(t, x_t.dtype)[:, None], cond)
-        velocity = (x_pred - x_t) / (1 - t_).clamp_min(0.05)
-        loss = F.mse_loss(velocity, x1 - noise)
+        loss = F.mse_loss(velocity_from_x(x_pred, x_t, t_), x1 - noise)
         return loss, {"wrong_bits": ((x_pred > 0) != (x1 > 0)).float().mean().item()}
 
     train(run, "model", model, settings.model_steps, settings.model_lr, settings.ema, loss_of_step)
@@ -311,76 +255,15 @@ def initialize(model: BitDance) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def model_config(prompts: PromptTokenizer) -> BitDanceConfig:
-    return BitDanceConfig("builtin", backbone_config(prompts.max_id + 1), HEAD, AUTOENCODER, TOKENS_PER_PATCH, DEFAULTS)
-
-
-# -- export ------------------------------------------------------------------------------------------------------------
-
-
-def export(run: Path, folder: Path) -> None:
-    """Write the EMA weights as fp16 in the official folder layout."""
-    prompts = PromptTokenizer.from_file(run / "tokenizer.json")
-    backbone, head = model_config(prompts).backbone, HEAD
-    model = torch.load(run / "model.pt", weights_only=True, map_location="cpu")["ema"]
-    autoencoder = load_autoencoder(run, "decoder", "cpu").state_dict()
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def part(prefix: str, new_prefix: str) -> dict[str, Tensor]:
-        n = len(prefix)
-        return {new_prefix + k[n:]: v.half().contiguous() for k, v in model.items() if k.startswith(prefix)}
-
-    save_file(part("backbone.", "model."), folder / "model.safetensors")
-    save_file(part("head.", "net."), folder / "vision_head.safetensors")
-    save_file(part("projector.", ""), folder / "projector.safetensors")
-    save_file({k: v.half().contiguous() for k, v in autoencoder.items()}, folder / "ae.safetensors")
-    configs = {
-        "config.json": {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            "vocab_size": backbone.vocab_size,
-            "hidden_size": backbone.hidden_size,
-            "num_hidden_layers": backbone.num_layers,
-            "num_attention_heads": backbone.num_heads,
-            "num_key_value_heads": backbone.num_kv_heads,
-            "head_dim": backbone.head_dim,
-            "intermediate_size": backbone.intermediate_size,
-            "hidden_act": "silu",
-            "rms_norm_eps": backbone.rms_norm_eps,
-            "rope_theta": backbone.rope_theta,
-            "attention_bias": False,
-            "tie_word_embeddings": False,
-            "dtype": "float16",
-        },
-        "vision_head_config.json": {
-            "ch_target": head.bits,
-            "ch_cond": head.cond_width,
-            "ch_latent": head.width,
-            "depth_latent": head.depth,
-            "depth_adanln": head.num_modulations,
-            "use_swiglu": head.swiglu,
-            "time_shift": head.time_shift,
-            "parallel_num": head.tokens_per_patch,
-        },
-        "ae_config.json": {
-            "gan_decoder": AUTOENCODER.gan_decoder,
-            "ddconfig": {
-                "double_z": False,
-                "z_channels": AUTOENCODER.bits,
-                "in_channels": 3,
-                "out_ch": 3,
-                "ch": AUTOENCODER.channels,
-                "ch_mult": list(AUTOENCODER.channel_multipliers),
-                "num_res_blocks": AUTOENCODER.num_res_blocks,
-            },
-        },
-        "bitdance.json": dataclasses.asdict(DEFAULTS),
-    }
-    for name, config in configs.items():
-        (folder / name).write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "tokenizer.json").write_text((run / "tokenizer.json").read_text())
-    total = sum(f.stat().st_size for f in folder.iterdir())
-    print(f"{folder}: {total / 1e6:.2f} MB")
+def remember(path: Path, settings: Settings) -> None:
+    """Keep the settings of a run, and refuse to continue it with others."""
+    current = dataclasses.asdict(settings)
+    if path.exists() and (before := json.loads(path.read_text())) != current:
+        changed = [
+            f"{name} {before.get(name)} -> {value}" for name, value in current.items() if before.get(name) != value
+        ]
+        sys.exit(f"{path.parent} was begun with other settings ({', '.join(changed)}); name another --run")
+    path.write_text(json.dumps(current, indent=2) + "\n")
 
 
 def main() -> None:
@@ -395,14 +278,16 @@ def main() -> None:
     run, stage = args["run"], args["stage"]
     settings = Settings(**{f.name: args[f.name] for f in dataclasses.fields(Settings)})
     run.mkdir(parents=True, exist_ok=True)
-    (run / "settings.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+    remember(run / "settings.json", settings)
     if not (run / "tokenizer.json").exists():
         train_prompt_tokenizer().save(str(run / "tokenizer.json"))
     for name in STAGES if stage == "all" else (stage,):
         if name == "model":
             train_model(run, settings, args["device"])
         elif name == "export":
-            export(run, args["to"])
+            weights = torch.load(run / "model.pt", weights_only=True, map_location="cpu")["ema"]
+            autoencoder = load_autoencoder(run, "decoder", "cpu").state_dict()
+            write_folder(args["to"], run / "tokenizer.json", weights, autoencoder)
         else:
             train_autoencoder(run, settings, name, args["device"])
 
