@@ -1,5 +1,10 @@
 """Errors a user can act on. Each message names what was wrong and what would be right."""
 
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
 
 class BitDanceError(ValueError):
     """Bad input: a prompt, a size, a setting or a file."""
@@ -10,6 +15,15 @@ class MissingFileError(BitDanceError, FileNotFoundError):
 
     def __str__(self) -> str:  # OSError would print only its own fields
         return str(self.args[0])
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` as an int in [least, most], or BitDanceError. NumPy's whole numbers are welcome, 2.0 and True are not."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise BitDanceError(f"{name} must be a whole number {limits}, found {value!r}")
+    return int(value)
 
 
 class Cancelled(Exception):

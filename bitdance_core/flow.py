@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import BitDanceError
+from .errors import BitDanceError, whole_number
 
 T_END = 0.95  # the grid ends here; one closing Euler step goes the rest of the way
 MIN_REMAINING = 0.05  # 1 - t is not taken smaller when a prediction becomes a velocity
@@ -40,9 +40,7 @@ def make_schedule(sampler: str, num_steps: int, time_shift: float = 1.0) -> Sche
     """`num_steps` steps over [0, 0.95], time-shifted, and the closing step to 1 (so num_steps + 1 times)."""
     if sampler not in SAMPLERS:
         raise BitDanceError(f"unknown sampler '{sampler}', have: {', '.join(SAMPLERS)}")
-    if type(num_steps) is not int or num_steps < 1:
-        raise BitDanceError(f"steps must be a whole number of at least 1, found {num_steps!r}")
-    t = torch.linspace(0, T_END, num_steps + 1)
+    t = torch.linspace(0, T_END, whole_number("steps", num_steps, least=1) + 1)
     t = (1 / time_shift) / (1 / time_shift + (1 / t - 1))
     lengths = t.diff()
     # the running time is the float32 sum of the steps, not the grid itself: so it is in the published pipeline

@@ -14,7 +14,7 @@ from .kv_cache import KVCache
 from .model import BitDance
 from .patches import Grid
 
-# (patches drawn, patches in all, bits so far [n, C, h, w]: +-1, 0 where nothing is drawn yet; a view, not a copy)
+# (patches drawn, patches in all, bits so far [n, C, h, w]: +-1, 0 where nothing is drawn yet; the callee's to keep)
 Callback = Callable[[int, int, Tensor], None]
 # asked before every evaluation of a network; True stops the run with `Cancelled` (or it raises its own exception)
 Cancel = Callable[[], bool]
@@ -63,7 +63,7 @@ def generate(
         tokens = binarize(sample_patch(predict, noise.to(device), schedule, guidance))  # [n, P, C]
         canvas[:, :, *grid.window(i)] = tokens.transpose(1, 2).unflatten(2, (grid.patch_size, grid.patch_size))
         if callback is not None:
-            callback(i + 1, grid.num_patches, canvas)
+            callback(i + 1, grid.num_patches, canvas.clone())
         if i + 1 < grid.num_patches:  # nothing reads what the backbone would make of the last patch
             check_cancelled()
             embeddings = model.projector(tokens.to(dtype)) + positions[i]

@@ -13,7 +13,7 @@ from torch import Tensor
 from .attention import AttentionFn, attention
 from .checkpoint import locate, read_checkpoint
 from .config import BitDanceConfig, Size
-from .errors import BitDanceError
+from .errors import BitDanceError, whole_number
 from .flow import make_schedule
 from .generate import Callback, Cancel, generate
 from .model import BitDance
@@ -81,7 +81,7 @@ class BitDancePipeline:
         """(height, width) in pixels."""
         return self.config.defaults.default_size
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
     def generate(
         self,
         prompt: str,
@@ -114,10 +114,8 @@ class BitDancePipeline:
             raise BitDanceError("prompt and negative_prompt must be text")
         if not isinstance(guidance, int | float) or not 0 <= guidance < math.inf:
             raise BitDanceError(f"guidance must be a number of at least 0, found {guidance!r}")
-        if type(num_images) is not int or num_images < 1:
-            raise BitDanceError(f"num_images must be a whole number of at least 1, found {num_images!r}")
-        if type(seed) is not int or not 0 <= seed < 2**64:
-            raise BitDanceError(f"seed must be a whole number from 0 to 2^64 - 1, found {seed!r}")
+        num_images = whole_number("num_images", num_images, least=1)
+        seed = whole_number("seed", seed, least=0, most=2**64 - 1)
         grid = make_grid(self.config, self.prompts, height, width, allow_untrained_size)
         schedule = make_schedule(sampler, steps, self.config.head.time_shift)
 
@@ -150,8 +148,7 @@ def make_grid(
     config: BitDanceConfig, prompts: PromptTokenizer, height: int, width: int, allow_untrained_size: bool = False
 ) -> Grid:
     """The token grid of a picture of height x width pixels, or BitDanceError with the sizes that would do."""
-    if type(height) is not int or type(width) is not int or height < 1 or width < 1:
-        raise BitDanceError(f"height and width must be whole numbers of pixels, found {height!r} and {width!r}")
+    height, width = whole_number("height", height, least=1), whole_number("width", width, least=1)
     trained = config.defaults.trained_sizes
     if trained is not None and (height, width) not in trained and not allow_untrained_size:
         near = sorted(trained, key=lambda s: abs(math.log(s[0] / height)) + abs(math.log(s[1] / width)))

@@ -51,7 +51,7 @@ class BinaryTokenizer:
     def channels(self) -> int:
         return self.autoencoder.config.bits
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], sides multiples of `downscale` -> bits in {-1, +1} (B, C, h, w)."""
         step = self.downscale
@@ -61,7 +61,7 @@ class BinaryTokenizer:
             )
         return self.autoencoder.encode(pixels.to(self.device, self.dtype))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, bits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Bits (B, C, h, w), +-1 or bool -> pixels (B, 3, H, W), about [-1, 1].
 

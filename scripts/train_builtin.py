@@ -52,6 +52,7 @@ class Settings:
     model_steps: int = 5500
     model_batch: int = 32
     model_lr: float = 1e-3
+    even_from: int = 1000  # the step from which every second batch is wide: the short pictures first
     flow_samples: int = 2  # noise levels per patch and step: the head is cheaper than the backbone that feeds it
     unconditional: float = 0.1
     context_flips: float = 0.1  # of the context's bits, at most, so that the model learns to live with its own mistakes
@@ -72,9 +73,9 @@ def step_rng(settings: Settings, stage: int, step: int) -> tuple[np.random.Gener
     return rng, torch.Generator().manual_seed(int(rng.integers(2**63)))
 
 
-def draw_batch(count: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
-    """Prompts and pixels [B, 3, H, W] in [-1, 1]; every fourth batch is wide, and half as many."""
-    height, width = SIZES[1] if rng.random() < 0.25 else SIZES[0]
+def draw_batch(count: int, wide: float, rng: np.random.Generator) -> tuple[list[str], Tensor]:
+    """Prompts and pixels [B, 3, H, W] in [-1, 1]; a share of `wide` batches is wide, and half as many."""
+    height, width = SIZES[1] if rng.random() < wide else SIZES[0]
     pictures = [random_picture(rng) for _ in range(count * SIDE // width)]
     pixels = np.stack([draw(p, height, width, rng) for p in pictures])
     return [p.prompt for p in pictures], torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
@@ -158,7 +159,7 @@ def train_autoencoder(run: Path, settings: Settings, stage: str, device: str) ->
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, generator = step_rng(settings, number, step)
-        pixels = draw_batch(settings.tokenizer_batch, rng)[1].to(device)
+        pixels = draw_batch(settings.tokenizer_batch, 0.25, rng)[1].to(device)
         z = model.encoder(pixels)
         bits = binarize(z)
         read = z + (bits - z).detach()  # straight through: the sign's gradient is taken as 1
@@ -223,7 +224,7 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, generator = step_rng(settings, 1, step)
-        texts, pixels = draw_batch(settings.model_batch, rng)
+        texts, pixels = draw_batch(settings.model_batch, 0.25 if step < settings.even_from else 0.5, rng)
         with torch.no_grad():
             bits = autoencoder.encode(pixels.to(device))
         grid = Grid(*bits.shape[2:], math.isqrt(TOKENS_PER_PATCH))

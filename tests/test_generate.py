@@ -1,5 +1,6 @@
 """The engine against the plain reference, and what a caller may rely on."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,13 +77,21 @@ def test_callback_sees_the_picture_grow():
     seen = []
 
     def callback(patch, patches, bits):
-        seen.append((patch, patches, int(bits.count_nonzero())))
+        seen.append((patch, patches, bits))
 
     output = pipe.generate("a cat", height=32, width=48, steps=2, num_images=2, callback=callback)
     patch_values = 2 * 16 * 16
-    assert seen == [(i, 6, i * patch_values) for i in range(1, 7)]
+    assert [(p, n, int(bits.count_nonzero())) for p, n, bits in seen] == [(i, 6, i * patch_values) for i in range(1, 7)]
     assert output.bits.shape == (2, 16, 8, 12) and output.bits.dtype == torch.bool
     assert [image.size for image in output.images] == [(48, 32)] * 2
+
+
+def test_bits_are_the_users_to_edit():
+    """Outside inference mode, as a user's script is."""
+    with torch.inference_mode(False):
+        output = golden.load("t2i_p16").pipe.generate("a cat", height=32, width=np.int64(32), steps=2)
+        output.bits[0, 0] = True
+        assert output.bits[0, 0].all()
 
 
 def test_cancel_stops_inside_a_patch():
@@ -121,13 +130,14 @@ def test_bfloat16_runs():
     [
         ({"height": 36}, "multiples of 16.*nearest: 32x32"),
         ({"height": 4096}, "no side may exceed 256"),
-        ({"height": 0}, "whole numbers"),
-        ({"height": 64.0}, "whole numbers"),
+        ({"height": 0}, "height must be a whole number of at least 1, found 0"),
+        ({"width": 64.0}, "width must be a whole number"),
+        ({"num_images": True}, "num_images must be a whole number"),
         ({"sampler": "ddim"}, "unknown sampler 'ddim', have: euler_maruyama, euler, heun"),
         ({"steps": 0}, "steps must be a whole number of at least 1"),
         ({"guidance": float("nan")}, "guidance must be"),
         ({"num_images": 0}, "num_images"),
-        ({"seed": -1}, "seed must be"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 18446744073709551615, found -1"),
         ({"negative_prompt": 3}, "must be text"),
     ],
 )
