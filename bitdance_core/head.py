@@ -80,13 +80,12 @@ class FinalLayer(nn.Module):
     def __init__(self, config: HeadConfig, operations, device, dtype) -> None:
         super().__init__()
         options = {"device": device, "dtype": dtype}
-        self.norm = operations.LayerNorm(config.width, eps=1e-6, elementwise_affine=False, **options)
         self.ada_ln_modulation = operations.Linear(config.width, 2 * config.width, **options)
         self.linear = operations.Linear(config.width, config.bits, **options)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         scale, shift = self.ada_ln_modulation(y).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm(x), scale, shift))
+        return self.linear(modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), scale, shift))
 
 
 class DiffusionHead(nn.Module):
