@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from .info import describe
 from .pipeline import BitDancePipeline
 from .tokenizer import BinaryTokenizer, to_images, to_pixels
 
+PICTURE_FORMATS = (".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tiff")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except BitDanceError as error:
         print(f"bitdance: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError:
+        print(f"bitdance: not enough memory on {args.device or 'the GPU'}; try --device cpu", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bitdance: stopped", file=sys.stderr)
@@ -81,7 +86,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     check_output(args.out)
-    pipe = BitDancePipeline.from_pretrained(args.model, check_device(args.device), DTYPES.get(args.dtype))
+    pipe = BitDancePipeline.from_pretrained(args.model, args.device, DTYPES.get(args.dtype))
     bar = None
 
     def show(done: int, total: int, bits: Tensor) -> None:
@@ -106,7 +111,7 @@ def generate(args: argparse.Namespace) -> None:
     bar.close()
     for number, image in enumerate(output.images, start=1):
         path = args.out if len(output.images) == 1 else args.out.with_stem(f"{args.out.stem}_{number}")
-        image.save(path)
+        save(image, path)
         print(path)
 
 
@@ -116,11 +121,9 @@ def reconstruct(args: argparse.Namespace) -> None:
         image = Image.open(args.image).convert("RGB")
     except FileNotFoundError as error:
         raise MissingFileError(f"{args.image} is missing") from error
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # by format and damage
         raise BitDanceError(f"{args.image} is not a picture that can be read ({error})") from error
-    device = check_device(args.device)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = BinaryTokenizer.from_pretrained(args.model, device, DTYPES[args.dtype or "float32"])
+    tokenizer = BinaryTokenizer.from_pretrained(args.model, args.device, DTYPES.get(args.dtype))
     step = tokenizer.downscale
     if image.width < step or image.height < step:
         raise BitDanceError(f"{args.image} is {image.width}x{image.height}, it must be at least {step}x{step} pixels")
@@ -129,7 +132,7 @@ def reconstruct(args: argparse.Namespace) -> None:
     bits = tokenizer.encode(pixels)
     (result,) = to_images(tokenizer.decode(bits))
     error = ((to_pixels(result) - pixels) ** 2).mean().item()
-    result.save(args.out)
+    save(result, args.out)
     psnr = 10 * math.log10(4 / error) if error else math.inf
     print(f"{args.out}: {image.width}x{image.height}, {bits.numel()} bits, PSNR {psnr:.2f} dB")
 
@@ -140,21 +143,20 @@ def info(args: argparse.Namespace) -> None:
 
 def check_output(path: Path) -> None:
     """Refuse, before any work, a name that no picture can be written under."""
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise BitDanceError(f"'{path}' has no picture format; end the name in .png, .webp or .jpg")
-    if not path.absolute().parent.is_dir():
-        raise MissingFileError(f"the folder {path.absolute().parent} does not exist")
+    if path.suffix.lower() not in PICTURE_FORMATS:
+        raise BitDanceError(f"'{path}' has no picture format; end the name in one of {', '.join(PICTURE_FORMATS)}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise MissingFileError(f"the folder {folder} does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise BitDanceError(f"{path} cannot be written")
 
 
-def check_device(name: str | None) -> torch.device | None:
-    """A device of this machine by name; None stays None."""
-    if name is None:
-        return None
+def save(image: Image.Image, path: Path) -> None:
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
-        have = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-        raise BitDanceError(f"device '{name}' is not available, have: {', '.join(have)}") from error
+        image.save(path)
+    except OSError as error:  # a full disk, say
+        raise BitDanceError(f"{path} cannot be written ({error})") from error
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +14,14 @@ from .hub import HUB_ID, download
 from .prompt import PromptTokenizer
 
 ASSETS = Path(__file__).parent / "assets"
+TOKENIZER_FILES = ("ae_config.json", "ae.safetensors")
 FOLDER_FILES = (
     "config.json", "vision_head_config.json", "vision_head.safetensors", "projector.safetensors",
-    "ae_config.json", "ae.safetensors", "tokenizer.json",
+    *TOKENIZER_FILES, "tokenizer.json",
+)  # fmt: skip
+# patterns of what a model needs of its hub repository; without a leading *, so that subfolders stay there
+MODEL_FILES = (
+    *FOLDER_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "bitdance.json",
 )  # fmt: skip
 
 
@@ -47,8 +52,7 @@ class Component:
                 for key in file.keys():
                     if key in self.ignored:
                         continue
-                    # a key without the prefix keeps its name and is reported as unexpected
-                    name = key.removeprefix(self.prefix)
+                    name = key.removeprefix(self.prefix)  # bare keys are as good
                     if name in found:
                         raise BitDanceError(f"{path}: {key} stands in {found[name].file.name} too")
                     part = file.get_slice(key)
@@ -77,15 +81,21 @@ def builtin_models() -> list[str]:
     return sorted(folder.name for folder in ASSETS.iterdir() if folder.is_dir())
 
 
-def locate(source: str | Path, local_files_only: bool = False) -> Path:
-    """The file or folder that a user named: a path, a built-in model's name, or a hub id (downloaded if need be)."""
-    path = Path(source)
-    if path.exists():
-        return path
-    if str(source) in builtin_models():
+def locate(source: str | Path, files: Sequence[str] = MODEL_FILES, local_files_only: bool = False) -> Path:
+    """The file or folder that a user named: a built-in model's name, a path, or a hub id.
+
+    Of a hub repository what matches `files` is downloaded, unless it is there already or `local_files_only`.
+    """
+    if str(source) in builtin_models():  # "./NAME" is a folder of that name
         return ASSETS / str(source)
+    path = Path(source)
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError) as error:
+        raise BitDanceError(f"'{source}' is not a path that can be read ({error})") from error
     if isinstance(source, str) and re.fullmatch(HUB_ID, source):
-        return download(source, local_files_only)
+        return download(source, files, local_files_only)
     known = ", ".join(builtin_models())
     raise MissingFileError(f"no model at '{source}'; give a folder, a hub id (owner/name) or a built-in name: {known}")
 
@@ -105,7 +115,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise MissingFileError(f"{folder} is not a complete BitDance folder, it lacks: {', '.join(missing)}")
     shards = (single,) if single.is_file() else _shards(index)
 
-    def config(name: str, kind: type) -> BackboneConfig | HeadConfig | AutoencoderConfig | Defaults:
+    def config(name: str, kind: type) -> BackboneConfig | HeadConfig | AutoencoderConfig:
         return kind.from_dict(read_json(folder / name), str(folder / name))
 
     prompts = PromptTokenizer.from_file(folder / "tokenizer.json")
@@ -133,8 +143,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     model = identify(backbone, head, autoencoder, tokens_per_patch)
     own = folder / "bitdance.json"
     if own.is_file():  # ours: a model that says its name and what it was trained for
-        name = read_json(own).get("name", model.family)
-        model = replace(model, family=str(name), defaults=config(own.name, Defaults))
+        data = read_json(own)
+        model = replace(model, family=str(data.get("name", "custom")), defaults=Defaults.from_dict(data, str(own)))
+        step = model.patch_size * autoencoder.downscale
+        if any(side % step for size in model.defaults.trained_sizes for side in size):
+            raise BitDanceError(f"{own}: 'trained_sizes' must be multiples of {step}, as this model's patches are")
     return Checkpoint(
         path=folder,
         config=model,
@@ -161,21 +174,28 @@ def read_autoencoder(path: Path) -> tuple[AutoencoderConfig, Component]:
 
 
 def _infer_autoencoder(shapes: dict[str, tuple[int, ...]], file: Path) -> AutoencoderConfig:
-    needed = ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_in.weight")
-    if any(len(shapes.get(name, ())) != 4 for name in needed):
-        raise BitDanceError(f"{file} is not a binary tokenizer: it has no {', '.join(needed)}")
-    channels, bits = shapes[needed[0]][0], shapes[needed[1]][0]
-    widths = []
-    while (conv := shapes.get(f"encoder.down.{len(widths)}.block.0.conv2.weight")) is not None:
+    def convolution(name: str) -> tuple[int, ...] | None:
+        shape = shapes.get(f"{name}.weight")
+        return shape if shape and len(shape) == 4 and all(shape) else None
+
+    conv_in, conv_out = convolution("encoder.conv_in"), convolution("encoder.conv_out")
+    decoder_in = convolution("decoder.conv_in")
+    widths: list[int] = []
+    while conv := convolution(f"encoder.down.{len(widths)}.block.0.conv2"):
         widths.append(conv[0])
-    blocks = sum(1 for name in shapes if re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name))
-    return AutoencoderConfig(
-        channels=channels,
-        channel_multipliers=tuple(width // channels for width in widths),
-        num_res_blocks=blocks,
-        bits=bits,
-        gan_decoder=shapes[needed[2]][1] == 2 * bits,
-    )
+    if not (conv_in and conv_out and decoder_in and widths) or any(width % conv_in[0] for width in widths):
+        raise BitDanceError(
+            f"{file} holds no binary tokenizer, but {len(shapes)} tensors: {', '.join([*shapes][:3])}, …"
+        )
+    blocks = [name for name in shapes if re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)]
+    config = {
+        "ch": conv_in[0],
+        "ch_mult": [width // conv_in[0] for width in widths],
+        "num_res_blocks": len(blocks),
+        "z_channels": conv_out[0],
+    }
+    gan_decoder = decoder_in[1] == 2 * conv_out[0]
+    return AutoencoderConfig.from_dict({"ddconfig": config, "gan_decoder": gan_decoder}, str(file))
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -11,6 +11,9 @@ from .errors import BitDanceError
 
 Size = tuple[int, int]  # (height, width) in pixels
 
+# what no model comes near: a damaged file must not make us build networks without end
+MAX_WIDTH, MAX_LAYERS = 2**20, 512
+
 SIZES_1024 = (
     (2048, 512), (1920, 512), (1536, 640), (1280, 768), (1152, 896), (1024, 1024),
     (896, 1152), (768, 1280), (640, 1536), (512, 1920), (512, 2048),
@@ -41,15 +44,22 @@ class BackboneConfig:
             )
         # transformers 5 moved the rotary settings into one dictionary
         rope = config.get("rope_parameters") or {}
-        scaling = (config.get("rope_scaling") or rope).get("rope_type", "default")
-        if scaling != "default" or config.get("attention_bias") or config.get("use_sliding_window"):
-            raise BitDanceError(
-                f"{source}: rope scaling, attention biases and sliding windows are not part of any BitDance model"
-            )
-        return cls(
+        scaling = config.get("rope_scaling") or rope
+        if not isinstance(rope, dict) or not isinstance(scaling, dict):
+            raise BitDanceError(f"{source}: 'rope_parameters' and 'rope_scaling' must be objects or null")
+        strange = {
+            "rope scaling": scaling.get("rope_type", scaling.get("type", "default")) != "default",
+            "attention biases": config.get("attention_bias"),
+            "sliding windows": config.get("use_sliding_window"),
+            f"the activation {config.get('hidden_act')!r}": config.get("hidden_act", "silu") != "silu",
+        }
+        if any(strange.values()):
+            found = ", ".join(name for name, is_there in strange.items() if is_there)
+            raise BitDanceError(f"{source}: {found} cannot be: no BitDance language model has it")
+        backbone = cls(
             vocab_size=_field(config, "vocab_size", int, source),
             hidden_size=_field(config, "hidden_size", int, source),
-            num_layers=_field(config, "num_hidden_layers", int, source),
+            num_layers=_field(config, "num_hidden_layers", int, source, most=MAX_LAYERS),
             num_heads=_field(config, "num_attention_heads", int, source),
             num_kv_heads=_field(config, "num_key_value_heads", int, source),
             head_dim=_field(config, "head_dim", int, source),
@@ -57,6 +67,13 @@ class BackboneConfig:
             rms_norm_eps=_field(config, "rms_norm_eps", float, source),
             rope_theta=_field({**rope, **config}, "rope_theta", float, source),
         )
+        if backbone.hidden_size % 4 or backbone.head_dim % 2 or backbone.num_heads % backbone.num_kv_heads:
+            raise BitDanceError(
+                f"{source}: hidden_size must be a multiple of 4, head_dim of 2, and num_attention_heads of "
+                f"num_key_value_heads, found {backbone.hidden_size}, {backbone.head_dim}, {backbone.num_heads} and "
+                f"{backbone.num_kv_heads}"
+            )
+        return backbone
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ class HeadConfig:
             bits=_field(config, "ch_target", int, source),
             cond_width=_field(config, "ch_cond", int, source),
             width=_field(config, "ch_latent", int, source),
-            depth=_field(config, "depth_latent", int, source),
+            depth=_field(config, "depth_latent", int, source, most=MAX_LAYERS),
             num_modulations=_field(config, "depth_adanln", int, source),
             swiglu=_field(config, "use_swiglu", bool, source),
             time_shift=_field(config, "time_shift", float, source),
@@ -89,6 +106,8 @@ class HeadConfig:
             raise BitDanceError(
                 f"{source}: ch_latent is {head.width}, it must be a multiple of 128 (one attention head)"
             )
+        if not 0.01 <= head.time_shift <= 100:
+            raise BitDanceError(f"{source}: time_shift is {head.time_shift}, it must lie between 0.01 and 100")
         if head.depth % head.num_modulations:
             raise BitDanceError(
                 f"{source}: depth_adanln {head.num_modulations} does not divide depth_latent {head.depth}"
@@ -115,12 +134,15 @@ class AutoencoderConfig:
         """Read an `ae_config.json`; `source` is named in errors."""
         levels = _field(config, "ddconfig", dict, source)
         multipliers = _field(levels, "ch_mult", list, source)
-        if not multipliers or any(type(m) is not int or not 1 <= m <= 64 for m in multipliers):
-            raise BitDanceError(f"{source}: 'ch_mult' must be a list of whole numbers, found {multipliers}")
+        if not 1 <= len(multipliers) <= 8 or any(type(m) is not int or not 1 <= m <= 64 for m in multipliers):
+            raise BitDanceError(f"{source}: 'ch_mult' must be 1 to 8 whole numbers up to 64, found {multipliers}")
+        channels = _field(levels, "ch", int, source)
+        if channels % 32:
+            raise BitDanceError(f"{source}: 'ch' is {channels}, it must be a multiple of 32 (groups of a norm)")
         return cls(
-            channels=_field(levels, "ch", int, source),
+            channels=channels,
             channel_multipliers=tuple(multipliers),
-            num_res_blocks=_field(levels, "num_res_blocks", int, source),
+            num_res_blocks=_field(levels, "num_res_blocks", int, source, most=MAX_LAYERS),
             bits=_field(levels, "z_channels", int, source),
             gan_decoder=bool(config.get("gan_decoder", False)),
         )
@@ -230,16 +252,19 @@ def identify(
     return BitDanceConfig("custom", backbone, head, autoencoder, tokens_per_patch, defaults)
 
 
-def _field(config: dict[str, Any], name: str, kind: type, source: str) -> Any:
-    """A required value of a JSON object, checked to be a `kind` (numbers: positive and finite)."""
+def _field(config: dict[str, Any], name: str, kind: type, source: str, most: int = MAX_WIDTH) -> Any:
+    """A required value of a JSON object, checked to be a `kind` (numbers: above 0, whole ones at most `most`)."""
     if name not in config:
         raise BitDanceError(f"{source}: '{name}' is missing")
     value = config[name]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or (kind in (int, float) and not 0 < value < math.inf):
-        raise BitDanceError(f"{source}: '{name}' must be a {kind.__name__}, found {value!r}")
-    return value
+    if kind is int and type(value) is int and 1 <= value <= most:
+        return value
+    if kind is float and type(value) in (int, float) and 0 < value < 1e30:
+        return float(value)
+    if kind not in (int, float) and type(value) is kind:
+        return value
+    wanted = {int: f"a whole number from 1 to {most}", float: "a number above 0", dict: "an object", list: "a list"}
+    raise BitDanceError(f"{source}: '{name}' must be {wanted.get(kind, 'true or false')}, found {str(value)[:40]}")
 
 
 def _size(value: Any, source: str) -> Size:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .bits import binarize
-from .errors import Cancelled
+from .errors import BitDanceError, Cancelled
 from .flow import Schedule, plan_noise, sample_patch
 from .kv_cache import KVCache
 from .model import BitDance
@@ -38,37 +38,43 @@ def generate(
     `branches` holds the conditional token ids and, with guidance > 1, the unconditional ones; each ends in the width
     token and the queries. All branches and images share every network call. Noise is drawn where `generator` lives.
     """
+    assert len(branches) == (2 if guidance > 1 else 1)
     P, C = grid.tokens_per_patch, model.config.head.bits
-
-    def check_cancelled() -> None:
-        if cancel is not None and cancel():
-            raise Cancelled("generation was cancelled")
-
     rows = [ids for ids in branches for _ in range(num_images)]
     context = Context(model, rows, grid.num_patches * P, P, device, dtype)
     positions = grid.positions(model.config.backbone.hidden_size, device).to(dtype)
     time = model.head.time_embed(torch.tensor(schedule.times, device=device), dtype)
     canvas = torch.zeros(num_images, C, grid.height, grid.width, device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
 
-    check_cancelled()
+    check_cancelled(cancel)
     hidden = context.prefill()
     for i in range(grid.num_patches):
         cond = model.head.cond_embed(hidden + positions[i])
 
         def predict(x_t: Tensor, step: int, cond: Tensor = cond) -> Tensor:
-            check_cancelled()
+            check_cancelled(cancel)
             return model.head(x_t.to(dtype).repeat(len(branches), 1, 1), time[step], cond)
 
         noise = plan_noise((num_images, P, C), schedule.noise_draws, generator)
-        tokens = binarize(sample_patch(predict, noise.to(device), schedule, guidance))  # [n, P, C]
+        sample = sample_patch(predict, noise.to(device), schedule, guidance)
+        finite &= sample.isfinite().all()  # asked of the device only once, at the end
+        tokens = binarize(sample)  # [n, P, C]
         canvas[:, :, *grid.window(i)] = tokens.transpose(1, 2).unflatten(2, (grid.patch_size, grid.patch_size))
         if callback is not None:
             callback(i + 1, grid.num_patches, canvas.clone())
         if i + 1 < grid.num_patches:  # nothing reads what the backbone would make of the last patch
-            check_cancelled()
+            check_cancelled(cancel)
             embeddings = model.projector(tokens.to(dtype)) + positions[i]
             hidden = context.decode(embeddings.repeat(len(branches), 1, 1))
+    if not finite:
+        raise BitDanceError(f"the model's numbers overflow in {dtype}; use bfloat16 or float32, or check its files")
     return canvas
+
+
+def check_cancelled(cancel: Cancel | None) -> None:
+    if cancel is not None and cancel():
+        raise Cancelled("generation was cancelled")
 
 
 class Context:
@@ -90,10 +96,11 @@ class Context:
         """`new_tokens` counts the tokens of all blocks to come, the first (the rows' last `block` ids) included."""
         length = max(map(len, rows))
         padding = [length - len(row) for row in rows]
-        # ids stay on the CPU, where the embedding table may stay too
-        ids = torch.tensor([[0] * pad + list(row) for pad, row in zip(padding, rows)])
+        table = model.backbone.embed_tokens
+        # looked up where the table lies, which may be system memory
+        ids = torch.tensor([[0] * pad + list(row) for pad, row in zip(padding, rows)], device=table.weight.device)
         self.backbone = model.backbone
-        self.embeddings = model.backbone.embed_tokens(ids).to(device, dtype)
+        self.embeddings = table(ids).to(device, dtype)
         self.block = block
         self.padding = torch.tensor(padding, device=device)[:, None] if any(padding) else None
         self.cache = KVCache(model.config.backbone, len(rows), length - block + new_tokens, device, dtype)

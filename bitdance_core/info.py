@@ -9,8 +9,6 @@ from pathlib import Path
 from .autoencoder import BinaryAutoencoder
 from .checkpoint import Component, TensorInfo, read_autoencoder, read_checkpoint
 from .config import AutoencoderConfig
-from .errors import BitDanceError
-from .files import open_safetensors
 from .model import BitDance
 from .weights import check_tensors
 
@@ -36,8 +34,7 @@ def _describe_model(path: Path) -> str:
     }
     rows, total = [], 0
     for component in checkpoint.components():
-        tensors = component.tensors()
-        check_tensors(modules[component.name], component, tensors)
+        tensors = check_tensors(modules[component.name], component)
         total += _count(tensors)
         rows.append((component.name, _weights_line(component, tensors)))
     defaults, backbone, head = config.defaults, config.backbone, config.head
@@ -64,18 +61,8 @@ def _describe_model(path: Path) -> str:
 
 
 def _describe_tokenizer(path: Path) -> str:
-    try:
-        config, component = read_autoencoder(path)
-    except BitDanceError as error:
-        if path.suffix == ".safetensors":
-            with open_safetensors(path) as file:  # readable, so not damaged: say what it holds
-                keys = list(file.keys())
-            raise BitDanceError(
-                f"{path} is not a BitDance file: {len(keys)} tensors ({', '.join(keys[:3])}, …)"
-            ) from error
-        raise
-    tensors = component.tensors()
-    check_tensors(BinaryAutoencoder(config, device="meta"), component, tensors)
+    config, component = read_autoencoder(path)
+    tensors = check_tensors(BinaryAutoencoder(config, device="meta"), component)
     decoder = "GAN decoder (draws noise)" if config.gan_decoder else "plain decoder"
     return _table(
         [

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from . import devices
 from .attention import AttentionFn, attention
+from .autoencoder import BinaryAutoencoder
 from .checkpoint import locate, read_checkpoint
 from .config import BitDanceConfig, Size
 from .errors import BitDanceError, whole_number
 from .flow import make_schedule
-from .generate import Callback, Cancel, generate
+from .generate import Callback, Cancel, check_cancelled, generate
 from .model import BitDance
 from .patches import Grid
 from .prompt import PromptTokenizer
 from .tokenizer import BinaryTokenizer, to_images
 from .weights import load_weights
+
+MAX_SIDE = 2**16  # pixels: no grid is as large
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,18 @@ class BitDancePipeline:
         Without a device: the GPU if there is one. Without a dtype: bfloat16 on a GPU, float32 on the CPU. The embedding
         table stays in system memory. Raises BitDanceError (a ValueError), which names the file and what is wrong.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        checkpoint = read_checkpoint(locate(source, local_files_only))
+        device, dtype = devices.choose(device, dtype)
+        checkpoint = read_checkpoint(locate(source, local_files_only=local_files_only))
         model = BitDance(checkpoint.config, attend=attend, device="meta").eval()
-        load_weights(model.backbone, checkpoint.backbone, device, dtype, on_cpu=("embed_tokens.weight",))
-        load_weights(model.projector, checkpoint.projector, device, dtype)
-        load_weights(model.head, checkpoint.head, device, dtype)
-        tokenizer = BinaryTokenizer.load(checkpoint.config.autoencoder, checkpoint.autoencoder, device, dtype)
-        return cls(model, tokenizer, checkpoint.prompts, device, dtype)
+        autoencoder = BinaryAutoencoder(checkpoint.config.autoencoder, device="meta").eval()
+        parts = [
+            (model.backbone, checkpoint.backbone),
+            (model.projector, checkpoint.projector),
+            (model.head, checkpoint.head),
+            (autoencoder, checkpoint.autoencoder),
+        ]
+        load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
+        return cls(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, device, dtype)
 
     @property
     def config(self) -> BitDanceConfig:
@@ -112,7 +120,7 @@ class BitDancePipeline:
         guidance = defaults.guidance if guidance is None else guidance
         if not isinstance(prompt, str) or not isinstance(negative_prompt, str | None):
             raise BitDanceError("prompt and negative_prompt must be text")
-        if not isinstance(guidance, int | float) or not 0 <= guidance < math.inf:
+        if not isinstance(guidance, Real) or not 0 <= guidance < math.inf:
             raise BitDanceError(f"guidance must be a number of at least 0, found {guidance!r}")
         num_images = whole_number("num_images", num_images, least=1)
         seed = whole_number("seed", seed, least=0, most=2**64 - 1)
@@ -140,7 +148,10 @@ class BitDancePipeline:
             cancel,
         )
         # one picture at a time: decoding takes more memory than all else
-        images = [image for row in bits.split(1) for image in to_images(self.tokenizer.decode(row, generator))]
+        images = []
+        for row in bits.split(1):
+            check_cancelled(cancel)
+            images += to_images(self.tokenizer.decode(row, generator))
         return GenerateOutput(images, (bits > 0).cpu())
 
 
@@ -148,7 +159,7 @@ def make_grid(
     config: BitDanceConfig, prompts: PromptTokenizer, height: int, width: int, allow_untrained_size: bool = False
 ) -> Grid:
     """The token grid of a picture of height x width pixels, or BitDanceError with the sizes that would do."""
-    height, width = whole_number("height", height, least=1), whole_number("width", width, least=1)
+    height, width = whole_number("height", height, 1, MAX_SIDE), whole_number("width", width, 1, MAX_SIDE)
     trained = config.defaults.trained_sizes
     if trained is not None and (height, width) not in trained and not allow_untrained_size:
         near = sorted(trained, key=lambda s: abs(math.log(s[0] / height)) + abs(math.log(s[1] / width)))

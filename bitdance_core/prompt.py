@@ -22,10 +22,14 @@ class PromptTokenizer:
     def __init__(self, data: dict[str, Any], source: str) -> None:
         """`data` is the parsed tokenizer.json; `source` is named in errors."""
         try:
-            self._special = {token["content"]: token["id"] for token in data["added_tokens"]}
-            self._text = Tokenizer.from_str(json.dumps({**data, "added_tokens": []}))
+            self._special = {str(token["content"]): token["id"] for token in data["added_tokens"]}
+            # no added tokens, and nothing that would cut a prompt or fill it up
+            plain = {**data, "added_tokens": [], "truncation": None, "padding": None}
+            self._text = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the tokenizers library raises bare Exception for any malformed file
             raise BitDanceError(f"{source}: not a tokenizer file ({error})") from error
+        if any(type(i) is not int or i < 0 for i in self._special.values()):
+            raise BitDanceError(f"{source}: not a tokenizer file (the ids of its added tokens must be whole numbers)")
         missing = [t for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>") if t not in self._special]
         if missing:
             raise BitDanceError(f"{source}: not a BitDance tokenizer, it lacks {', '.join(missing)}")
@@ -45,7 +49,7 @@ class PromptTokenizer:
 
     @property
     def max_id(self) -> int:
-        return max(max(self._special.values()), self._text.get_vocab_size(with_added_tokens=False) - 1)
+        return max(*self._special.values(), *self._text.get_vocab(with_added_tokens=False).values())
 
     def conditional(self, prompt: str) -> list[int]:
         """The chat template around a prompt (a negative prompt takes the same)."""
@@ -77,4 +81,7 @@ class PromptTokenizer:
         return [self._special[name] for name in names]
 
     def _encode(self, text: str) -> list[int]:
-        return self._text.encode(text, add_special_tokens=False).ids
+        try:
+            return self._text.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the tokenizers library raises TypeError and bare Exception
+            raise BitDanceError(f"this prompt cannot be tokenized ({error}): {text!r}") from error

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import devices
 from .autoencoder import BinaryAutoencoder
-from .checkpoint import Component, locate, read_autoencoder
-from .config import AutoencoderConfig
+from .checkpoint import TOKENIZER_FILES, locate, read_autoencoder
 from .errors import BitDanceError
 from .weights import load_weights
 
@@ -27,20 +27,18 @@ class BinaryTokenizer:
     def from_pretrained(
         cls,
         source: str | Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         local_files_only: bool = False,
     ) -> BinaryTokenizer:
         """Load from a .safetensors file (its config beside it, or read off its shapes), a model folder, a hub id or
-        a built-in name. Raises BitDanceError, which names the file and what is wrong."""
-        return cls.load(*read_autoencoder(locate(source, local_files_only)), torch.device(device), dtype)
-
-    @classmethod
-    def load(
-        cls, config: AutoencoderConfig, component: Component, device: torch.device, dtype: torch.dtype
-    ) -> BinaryTokenizer:
+        a built-in name. Device and dtype as for `BitDancePipeline`. Raises BitDanceError, which names the file and
+        what is wrong.
+        """
+        device, dtype = devices.choose(device, dtype)
+        config, component = read_autoencoder(locate(source, TOKENIZER_FILES, local_files_only))
         autoencoder = BinaryAutoencoder(config, device="meta").eval()
-        load_weights(autoencoder, component, device, dtype)
+        load_weights([(autoencoder, component)], device, dtype)
         return cls(autoencoder, device, dtype)
 
     @property
@@ -55,7 +53,7 @@ class BinaryTokenizer:
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], sides multiples of `downscale` -> bits in {-1, +1} (B, C, h, w)."""
         step = self.downscale
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % step or pixels.shape[3] % step:
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(n % step or not n for n in pixels.shape[2:]):
             raise BitDanceError(
                 f"expected pixels (B, 3, H, W) with H and W multiples of {step}, found {tuple(pixels.shape)}"
             )
@@ -67,8 +65,11 @@ class BinaryTokenizer:
 
         A GAN decoder draws its noise from `generator` (None: torch's global one).
         """
-        if bits.ndim != 4 or bits.shape[1] != self.channels:
-            raise BitDanceError(f"expected bits (B, {self.channels}, h, w), found {tuple(bits.shape)}")
+        is_grid = bits.ndim == 4 and bits.shape[1] == self.channels and all(bits.shape)
+        if not is_grid or not (bits.dtype == torch.bool or bits.is_floating_point()):
+            raise BitDanceError(
+                f"expected bits (B, {self.channels}, h, w), +-1 or bool, found {tuple(bits.shape)} of {bits.dtype}"
+            )
         if bits.dtype == torch.bool:
             bits = torch.where(bits, 1.0, -1.0)
         return self.autoencoder.decode(bits.to(self.device, self.dtype), generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -11,36 +11,38 @@ from .checkpoint import Component, TensorInfo
 from .errors import BitDanceError
 from .files import open_safetensors
 
+CPU = torch.device("cpu")
 FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
 
 
 def load_weights(
-    module: nn.Module,
-    component: Component,
-    device: torch.device | str,
+    parts: Sequence[tuple[nn.Module, Component]],
+    device: torch.device,
     dtype: torch.dtype,
     on_cpu: Collection[str] = (),
 ) -> None:
-    """Fill a module built on the meta device; parameters named in `on_cpu` stay in system memory.
+    """Fill modules built on the meta device; parameters named in `on_cpu` stay in system memory.
 
-    One tensor at a time is read and cast, so no second copy of a model ever exists. Raises BitDanceError that names
-    the missing, unknown and misshapen tensors before anything is read.
+    All parts are checked before a weight is read: BitDanceError names what is missing, unknown and misshapen. Then
+    one tensor at a time is read and cast, so no second copy of a model ever exists.
     """
-    tensors = component.tensors()
-    check_tensors(module, component, tensors)
-    for path in component.files:
-        for place in {str(device), "cpu"}:
+    checked = [(module, check_tensors(module, component)) for module, component in parts]
+    for module, tensors in checked:
+        for path in {info.file: None for info in tensors.values()}:
             here = [name for name, info in tensors.items() if info.file == path]
-            names = [name for name in here if place == ("cpu" if name in on_cpu else str(device))]
-            with open_safetensors(path, place) as file:
-                for name in names:
-                    owner, _, leaf = name.rpartition(".")
-                    weight = file.get_tensor(tensors[name].key).to(dtype)
-                    setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+            for target in {device, CPU}:
+                names = [name for name in here if target == (CPU if name in on_cpu else device)]
+                # safetensors reads straight onto a CUDA device; onto others by way of system memory
+                with open_safetensors(path, str(target) if target.type == "cuda" else "cpu") as file:
+                    for name in names:
+                        owner, _, leaf = name.rpartition(".")
+                        weight = file.get_tensor(tensors[name].key).to(target, dtype)
+                        setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
 
 
-def check_tensors(module: nn.Module, component: Component, tensors: dict[str, TensorInfo]) -> None:
-    """Compare what a module needs with what the files hold."""
+def check_tensors(module: nn.Module, component: Component) -> dict[str, TensorInfo]:
+    """What the files hold for a module, by parameter name. Raises BitDanceError unless it is just what it needs."""
+    tensors = component.tensors()
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     missing = [name for name in expected if name not in tensors]
     unexpected = [info.key for name, info in tensors.items() if name not in expected]
@@ -65,3 +67,4 @@ def check_tensors(module: nn.Module, component: Component, tensors: dict[str, Te
         )
         files = component.files[0] if len(component.files) == 1 else component.files[0].parent
         raise BitDanceError(f"{files}: the {component.name}'s tensors do not fit: {listed}")
+    return tensors

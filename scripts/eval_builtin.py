@@ -58,7 +58,8 @@ def draw_prompts(pipe: BitDancePipeline, asked: Sequence[Picture], size: Size | 
     for seed, picture in enumerate(asked):
         start = time.perf_counter()
         (image,) = pipe.generate(picture.prompt, height=height, width=width, seed=seed, **settings).images
-        scores.append(Score(picture, read(image), image, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        scores.append(Score(picture, read(image), image, seconds))
     return scores
 
 

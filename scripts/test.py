@@ -12,7 +12,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     selection = [] if "--long" in arguments else ["-m", "not long"]
     arguments = [a for a in arguments if a != "--long"]
-    python = ensure_venv()
+    python = ensure_venv("test")
     for command in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("pytest", *selection, *arguments)):
         status = run(python.with_name(command[0]), *command[1:])
         if status:

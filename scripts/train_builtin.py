@@ -91,7 +91,7 @@ def train(
     steps: int,
     lr: float,
     ema_decay: float,
-    loss_of_step: Callable[[int], tuple[Tensor, dict[str, float]]],
+    loss_of_step: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
     save_every: int = 250,
 ) -> None:
     """AdamW with warm-up and cosine decay, gradient clipping and an average of the weights; continues a stopped run."""
@@ -121,9 +121,9 @@ def train(
             for key, value in module.state_dict().items():
                 ema[key].lerp_(value, 1 - decay)
         if (step + 1) % 50 == 0:
-            figures = {"stage": name, "step": step + 1, "loss": loss.item(), "grad": norm.item(), **figures}
-            figures["seconds"] = round(time.time() - started, 1)
-            line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()})
+            figures = {"loss": loss, "grad": norm, **figures}
+            figures = {key: round(value.item(), 5) for key, value in figures.items()}
+            line = json.dumps({"stage": name, "step": step + 1, **figures, "seconds": round(time.time() - started, 1)})
             print(line, flush=True)
             log.write(line + "\n")
             log.flush()
@@ -157,7 +157,7 @@ def train_autoencoder(run: Path, settings: Settings, stage: str, device: str) ->
     if stage == "decoder":
         model.encoder.requires_grad_(False)
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_step(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng, generator = step_rng(settings, number, step)
         pixels = draw_batch(settings.tokenizer_batch, 0.25, rng)[1].to(device)
         z = model.encoder(pixels)
@@ -170,7 +170,7 @@ def train_autoencoder(run: Path, settings: Settings, stage: str, device: str) ->
         share = torch.sigmoid(4 * z).mean(dim=(0, 2, 3))  # of +1, a bit
         entropy = -(share * share.clamp_min(1e-6).log2() + (1 - share) * (1 - share).clamp_min(1e-6).log2()).mean()
         loss = F.l1_loss(output, pixels) + mse + 0.02 * F.mse_loss(z, bits) - 0.02 * entropy
-        return loss, {"psnr": 10 * math.log10(4 / mse.item()), "entropy": entropy.item()}
+        return loss, {"psnr": 10 * torch.log10(4 / mse), "entropy": entropy}
 
     steps, lr = {
         "tokenizer": (settings.tokenizer_steps, settings.tokenizer_lr),
@@ -222,7 +222,7 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
     initialize(model)
     model.to(device)
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_step(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng, generator = step_rng(settings, 1, step)
         texts, pixels = draw_batch(settings.model_batch, 0.25 if step < settings.even_from else 0.5, rng)
         with torch.no_grad():
@@ -242,7 +242,7 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
         x_t = (1 - t_) * noise + t_ * x1
         x_pred = model.head(x_t, model.head.time_embed(t, x_t.dtype)[:, None], cond)
         loss = F.mse_loss(velocity_from_x(x_pred, x_t, t_), x1 - noise)
-        return loss, {"wrong_bits": ((x_pred > 0) != (x1 > 0)).float().mean().item()}
+        return loss, {"wrong_bits": ((x_pred > 0) != (x1 > 0)).float().mean()}
 
     train(run, "model", model, settings.model_steps, settings.model_lr, settings.ema, loss_of_step)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitdance_core.bits import binarize
-from bitdance_core.flow import Schedule, plan_noise, sample_patch
+from bitdance_core.flow import Schedule, sample_patch
 from bitdance_core.model import BitDance
 from bitdance_core.patches import Grid
 
@@ -33,11 +33,10 @@ def hidden_states(model: BitDance, ids: list[int], tokens: Tensor, grid: Grid) -
 
 
 def generate(
-    model: BitDance, branches: list[list[int]], grid: Grid, schedule: Schedule, guidance: float, seed: int
+    model: BitDance, branches: list[list[int]], grid: Grid, schedule: Schedule, guidance: float, noise: list[Tensor]
 ) -> Tensor:
-    """Bits [1, C, h, w] of one image."""
+    """Bits [1, C, h, w] of one image from the noise of each patch [draws, 1, P, C]."""
     P, C = grid.tokens_per_patch, model.config.head.bits
-    generator = torch.Generator().manual_seed(seed)
     positions, dtype = positions_of(model, grid), dtype_of(model)
     drawn = torch.zeros(0, P, C, dtype=dtype)
     for i in range(grid.num_patches):
@@ -47,6 +46,5 @@ def generate(
             time = model.head.time_embed(torch.tensor([schedule.times[step]]), dtype)
             return torch.cat([model.head(x.to(dtype), time, model.head.cond_embed(cond[None])) for cond in conds])
 
-        noise = plan_noise((1, P, C), schedule.noise_draws, generator)
-        drawn = torch.cat((drawn, binarize(sample_patch(predict, noise, schedule, guidance)).to(dtype)))
+        drawn = torch.cat((drawn, binarize(sample_patch(predict, noise[i], schedule, guidance)).to(dtype)))
     return grid.unpatchify(drawn[None])

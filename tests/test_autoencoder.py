@@ -39,7 +39,7 @@ def test_pixels_that_do_not_fit_are_named(tokenizer, shape):
 
 
 def test_bits_of_another_tokenizer_are_named(tokenizer):
-    with pytest.raises(BitDanceError, match=r"expected bits \(B, 8, h, w\), found \(1, 32, 4, 4\)"):
+    with pytest.raises(BitDanceError, match=r"expected bits \(B, 8, h, w\).*found \(1, 32, 4, 4\)"):
         tokenizer.decode(torch.ones(1, 32, 4, 4))
 
 

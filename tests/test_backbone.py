@@ -1,12 +1,18 @@
 """The backbone is Qwen3: it agrees with transformers on random weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
+from bitdance_core.attention import attention
+from bitdance_core.autoencoder import BinaryAutoencoder
 from bitdance_core.backbone import Backbone
-from bitdance_core.config import BackboneConfig
+from bitdance_core.config import AE_D16C32, BITDANCE_14B_64X, BackboneConfig
 from bitdance_core.kv_cache import KVCache
+from bitdance_core.model import BitDance
 
 CONFIG = BackboneConfig(
     vocab_size=50,
@@ -73,18 +79,28 @@ def test_block_decode_sees_the_cache_and_itself(models):
 
 
 def test_operations_are_passed_in():
-    """A host's layer classes reach every weight."""
+    """A host's layer classes reach every weight of every part."""
+    made = []
 
-    class Counting:
-        made = []
+    def maker(kind):
+        def make(*args, **kwargs):
+            made.append(kind)
+            return getattr(nn, kind)(*args, **kwargs)
 
-    for kind in ("Linear", "Embedding", "RMSNorm"):
+        return make
 
-        def make(*args, kind=kind, **kwargs):
-            Counting.made.append(kind)
-            return getattr(torch.nn, kind)(*args, **kwargs)
+    kinds = ("Linear", "Embedding", "RMSNorm", "LayerNorm", "GroupNorm", "Conv2d")
+    operations = SimpleNamespace(**{kind: maker(kind) for kind in kinds})
+    model = BitDance(BITDANCE_14B_64X, operations=operations, device="meta")
+    autoencoder = BinaryAutoencoder(AE_D16C32, operations=operations, device="meta")
+    with_weights = [m for part in (model, autoencoder) for m in part.modules() if list(m.parameters(recurse=False))]
+    assert len(made) == len(with_weights) and set(made) == set(kinds)
 
-        setattr(Counting, kind, staticmethod(make))
-    backbone = Backbone(CONFIG, operations=Counting, device="meta")
-    leaves = [m for m in backbone.modules() if list(m.parameters(recurse=False))]
-    assert len(Counting.made) == len(leaves) == 1 + 1 + CONFIG.num_layers * 11
+
+@pytest.mark.parametrize("mask", [None, (2, 1, 1, 7), (5, 7), (2, 1, 5, 7)])
+def test_grouped_attention_is_plain_attention_of_repeated_keys(mask):
+    q, k, v = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    allowed = None if mask is None else torch.rand(mask) > 0.3
+    repeated = [x.repeat_interleave(2, dim=1) for x in (k, v)]
+    expected = nn.functional.scaled_dot_product_attention(q, *repeated, attn_mask=allowed)
+    torch.testing.assert_close(attention(q, k, v, allowed), expected)

@@ -3,15 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import golden
 import reference
-from bitdance_core import Cancelled
-from bitdance_core.flow import SAMPLERS, make_schedule, plan_noise, sample_patch
+from bitdance_core import BitDanceError, BitDancePipeline, Cancelled
+from bitdance_core.flow import SAMPLERS, make_schedule, plan_noise
 from bitdance_core.generate import generate
+from bitdance_core.patches import Grid
 from bitdance_core.pipeline import make_grid
 
 PROMPTS = ("a photo of a red cat on the beach", "x")
+
+
+def planned(grid, schedule, seed):
+    """What `generate` draws for one image, patch by patch."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1, grid.tokens_per_patch, 16)
+    return [plan_noise(shape, schedule.noise_draws, generator) for _ in range(grid.num_patches)]
 
 
 def branches_of(pipe, grid, prompt, guidance):
@@ -30,22 +40,42 @@ def test_cached_and_batched_equals_uncached(name, guidance, sampler):
     schedule = make_schedule(sampler, 4)
     generator = torch.Generator().manual_seed(5)
     fast = generate(pipe.model, branches, grid, schedule, guidance, 1, generator, "cpu", torch.float64)
-    assert torch.equal(fast > 0, 0 < reference.generate(pipe.model, branches, grid, schedule, guidance, seed=5))
+    noise = planned(grid, schedule, seed=5)
+    assert torch.equal(fast > 0, 0 < reference.generate(pipe.model, branches, grid, schedule, guidance, noise))
 
 
-def test_a_batch_draws_each_image_as_alone():
-    """Rows of one batch do not see each other: given the same noise, each is what it would be alone."""
-    head = golden.load("t2i_p16").pipe.model.head
-    schedule = make_schedule("euler_maruyama", 5)
-    noise = plan_noise((3, 16, 16), schedule.noise_draws, torch.Generator().manual_seed(0))
-    cond = head.cond_embed(golden.load("t2i_p16").values["head.c"])
-    time = head.time_embed(torch.tensor(schedule.times), torch.float32)
-    together = sample_patch(lambda x, i: head(x, time[i], cond), noise, schedule, 1.0)
-    for row in range(3):
-        alone = sample_patch(
-            lambda x, i, row=row: head(x, time[i], cond[row : row + 1]), noise[:, row : row + 1], schedule, 1.0
-        )
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+@settings(max_examples=12, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    rows=st.integers(1, 2),
+    columns=st.integers(1, 3),
+    guidance=st.sampled_from([1.0, 2.5]),
+    prompt=st.text(max_size=12),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_a_batch_is_its_images_drawn_alone(images, rows, columns, guidance, prompt, seed):
+    """Given the same noise, every image of a batch is what the plain reference makes of it alone."""
+    pipe = golden.load("t2i_p16", torch.float64).pipe
+    grid = Grid(4 * rows, 4 * columns, 4)
+    branches = branches_of(pipe, grid, prompt, guidance)
+    schedule = make_schedule("euler_maruyama", 2)
+    generator = torch.Generator().manual_seed(seed)
+    noise = [plan_noise((images, 16, 16), schedule.noise_draws, generator) for _ in range(grid.num_patches)]
+    together = generate(
+        pipe.model,
+        branches,
+        grid,
+        schedule,
+        guidance,
+        images,
+        torch.Generator().manual_seed(seed),
+        "cpu",
+        torch.float64,
+    )
+    for image in range(images):
+        own = [draws[:, image : image + 1] for draws in noise]
+        alone = reference.generate(pipe.model, branches, grid, schedule, guidance, own)
+        assert torch.equal(together[image : image + 1] > 0, alone > 0)
 
 
 def test_padding_does_not_matter():
@@ -57,7 +87,8 @@ def test_padding_does_not_matter():
     negative = "a very long negative prompt, longer than the prompt itself by far"
     branches = [pipe.prompts.conditional("x") + opening, pipe.prompts.conditional(negative) + opening]
     output = pipe.generate("x", negative_prompt=negative, **settings)
-    expected = reference.generate(pipe.model, branches, grid, make_schedule("euler_maruyama", 4), 2.0, seed=3)
+    schedule = make_schedule("euler_maruyama", 4)
+    expected = reference.generate(pipe.model, branches, grid, schedule, 2.0, planned(grid, schedule, seed=3))
     assert torch.equal(output.bits, expected > 0)
 
 
@@ -130,12 +161,15 @@ def test_bfloat16_runs():
     [
         ({"height": 36}, "multiples of 16.*nearest: 32x32"),
         ({"height": 4096}, "no side may exceed 256"),
-        ({"height": 0}, "height must be a whole number of at least 1, found 0"),
+        ({"height": 0}, "height must be a whole number from 1 to 65536, found 0"),
         ({"width": 64.0}, "width must be a whole number"),
         ({"num_images": True}, "num_images must be a whole number"),
         ({"sampler": "ddim"}, "unknown sampler 'ddim', have: euler_maruyama, euler, heun"),
         ({"steps": 0}, "steps must be a whole number of at least 1"),
         ({"guidance": float("nan")}, "guidance must be"),
+        ({"height": 10**400}, "height must be a whole number from 1 to 65536"),
+        ({"prompt": "a \udcff cat"}, "this prompt cannot be tokenized"),
+        ({"negative_prompt": "\udcff"}, "this prompt cannot be tokenized"),
         ({"num_images": 0}, "num_images"),
         ({"seed": -1}, "seed must be a whole number from 0 to 18446744073709551615, found -1"),
         ({"negative_prompt": 3}, "must be text"),
@@ -148,4 +182,19 @@ def test_bad_settings_are_named_before_any_work(settings, words):
         raise AssertionError("work was begun")
 
     with pytest.raises(ValueError, match=words):
-        pipe.generate("a cat", **{"height": 32, "width": 32, "cancel": never, **settings})
+        pipe.generate(**{"prompt": "a cat", "height": 32, "width": 32, "cancel": never, **settings})
+
+
+def test_numbers_that_overflow_are_no_picture():
+    """NaN has no sign: rather than a picture of minus ones, a sentence."""
+    pipe = BitDancePipeline.from_pretrained(golden.DATA / "t2i_p16", device="cpu", dtype=torch.float32)
+    pipe.model.head.input_proj.bias.fill_(float("nan"))
+    with pytest.raises(BitDanceError, match="overflow in torch.float32"):
+        pipe.generate("a cat", height=32, width=32, steps=2)
+
+
+def test_numpy_numbers_are_welcome():
+    pipe = golden.load("t2i_p16").pipe
+    first = pipe.generate("a cat", height=32, width=32, steps=2, guidance=2.0).bits
+    again = pipe.generate("a cat", height=np.int64(32), width=np.int32(32), steps=np.int8(2), guidance=np.float32(2))
+    assert torch.equal(first, again.bits)
