@@ -122,6 +122,7 @@ class BitDancePipeline:
             raise BitDanceError("prompt and negative_prompt must be text")
         if not isinstance(guidance, Real) or not 0 <= guidance < math.inf:
             raise BitDanceError(f"guidance must be a number of at least 0, found {guidance!r}")
+        guidance = float(guidance)
         num_images = whole_number("num_images", num_images, least=1)
         seed = whole_number("seed", seed, least=0, most=2**64 - 1)
         grid = make_grid(self.config, self.prompts, height, width, allow_untrained_size)

@@ -1,0 +1,63 @@
+"""A stand-in for the Hugging Face hub on this machine: one repository, served from a folder by the hub's protocol."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def serve(repo_id: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The server's address, and a list that grows with the name of every file it sends."""
+    sent: list[str] = []
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    siblings = [{"type": "file", "path": n, "rfilename": n, "size": len(d), "oid": "0" * 40} for n, d in files.items()]
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            path = self.path.split("?")[0]
+            if path.startswith(f"/api/models/{repo_id}/tree/"):
+                return self.reply(200, json.dumps(siblings).encode(), {"Content-Type": "application/json"}, body)
+            if path.startswith(f"/api/models/{repo_id}/revision/"):
+                info = {"id": repo_id, "sha": COMMIT, "siblings": siblings}
+                return self.reply(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
+            name = path.removeprefix(f"/{repo_id}/resolve/{COMMIT}/")
+            if name not in files:
+                return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+            data = files[name]
+            if body:
+                sent.append(name)
+            etag = hashlib.sha256(data).hexdigest()
+            return self.reply(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+
+        def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+        def log_message(self, *args) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", sent
+    finally:
+        server.shutdown()
+        server.server_close()
