@@ -47,7 +47,7 @@ class Settings:
     tokenizer_lr: float = 1e-3
     polish_steps: int = 1500
     polish_lr: float = 7e-4
-    decoder_steps: int = 1500
+    decoder_steps: int = 3000
     tokenizer_flips: float = 0.03  # of the bits that a polished decoder reads, at most: a sampler makes mistakes
     model_steps: int = 5500
     model_batch: int = 32
