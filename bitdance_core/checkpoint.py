@@ -86,8 +86,8 @@ def locate(source: str | Path, files: Sequence[str] = MODEL_FILES, local_files_o
 
     Of a hub repository what matches `files` is downloaded, unless it is there already or `local_files_only`.
     """
-    if str(source) in builtin_models():  # "./NAME" is a folder of that name
-        return ASSETS / str(source)
+    if source in builtin_models():  # "./NAME" and Path("NAME") are folders of that name
+        return ASSETS / source
     path = Path(source)
     try:
         if path.exists():

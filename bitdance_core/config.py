@@ -237,11 +237,12 @@ def identify(
 ) -> BitDanceConfig:
     """Name a model by its shapes: a published one with its trained sizes, or "custom" with any size.
 
-    The vocabulary is not compared: files pad it differently.
+    The vocabulary is not compared: files pad it differently. Nor are numbers that no shape shows.
     """
+    other = {"vocab_size": 0, "rms_norm_eps": 0.0, "rope_theta": 0.0}
     for known in PUBLISHED:
         if (
-            dataclasses.replace(backbone, vocab_size=0) == dataclasses.replace(known.backbone, vocab_size=0)
+            dataclasses.replace(backbone, **other) == dataclasses.replace(known.backbone, **other)
             and (head.bits, head.width, head.depth) == (known.head.bits, known.head.width, known.head.depth)
             and autoencoder == known.autoencoder
             and tokens_per_patch == known.tokens_per_patch

@@ -105,7 +105,7 @@ class BitDancePipeline:
         callback: Callback | None = None,
         cancel: Cancel | None = None,
     ) -> GenerateOutput:
-        """Draw `num_images` pictures of a prompt; the same arguments give the same bits on every device in float32.
+        """Draw `num_images` pictures of a prompt. The same arguments mean the same noise on every device.
 
         Size, steps and guidance default to the model's own. guidance <= 1 draws without an unconditional branch;
         negative_prompt takes the place of the empty one in it. `callback(patch, patches, bits)` is called after each

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline
-from bitdance_core.checkpoint import read_autoencoder, read_checkpoint
+from bitdance_core.checkpoint import ASSETS, locate, read_autoencoder, read_checkpoint
 from bitdance_core.config import BITDANCE_14B_16X, BITDANCE_14B_64X, SIZES_512, SIZES_1024, identify
 from bitdance_core.info import describe
 from bitdance_core.model import BitDance
@@ -47,6 +48,13 @@ def test_missing_files_are_listed(folder):
 def test_no_folder_at_all():
     with pytest.raises(FileNotFoundError, match="no model at '/no/such/folder'.*built-in name: builtin"):
         load("/no/such/folder")
+
+
+def test_a_folder_cannot_stand_in_for_a_builtin_model(folder, monkeypatch):
+    """A name means the built-in model wherever one stands; "./NAME" means the folder."""
+    monkeypatch.chdir(folder.rename(folder.with_name("builtin")).parent)
+    assert locate("builtin") == ASSETS / "builtin"
+    assert locate("./builtin").samefile("builtin") and locate(Path("builtin")).samefile("builtin")
 
 
 def test_a_missing_shard_is_named(folder):
