@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve(repo_id: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """The server's address, and a list that grows with the name of every file it sends."""
+def serve(repo_id: str, folder: Path, break_once: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    """The server's address, and a list that grows with the name of every file it sends ("NAME from BYTE" for a rest).
+
+    The connection breaks in the middle of the file `break_once`, once.
+    """
+    to_break = [break_once]
     sent: list[str] = []
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     siblings = [{"type": "file", "path": n, "rfilename": n, "size": len(d), "oid": "0" * 40} for n, d in files.items()]
@@ -38,18 +43,29 @@ def serve(repo_id: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
             if name not in files:
                 return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
             data = files[name]
-            if body:
-                sent.append(name)
-            etag = hashlib.sha256(data).hexdigest()
-            return self.reply(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+            headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            if not body:
+                return self.reply(200, data, headers, body)
+            if name in to_break:
+                to_break.remove(name)
+                return self.reply(200, data, headers, body, keep=len(data) // 2)
+            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+            sent.append(f"{name} from {start}" if start else name)
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            return self.reply(206 if start else 200, data[start:], headers, body)
 
-        def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+        def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool, keep: int | None = None) -> None:
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if body:
-                self.wfile.write(data)
+                self.wfile.write(data[:keep])
+            if keep is not None:
+                self.wfile.flush()
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
 
         def log_message(self, *args) -> None:
             pass

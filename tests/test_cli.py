@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import golden
 import hub_server
@@ -83,6 +85,22 @@ def test_reconstruct_asks_the_hub_for_the_tokenizer_alone(tmp_path):
         result = run("reconstruct", tmp_path / "in.png", "--model", "owner/tiny", "-o", tmp_path / "out.png", **hub)
     assert result.returncode == 0, result.stderr
     assert set(sent) == {"ae.safetensors", "ae_config.json"}
+
+
+def test_a_download_that_breaks_off_continues(tmp_path):
+    """What had arrived is not fetched again (the hub's library keeps 10 MB pieces, so the file is of 30)."""
+    repository = shutil.copytree(P16, tmp_path / "repository")
+    tensors = load_file(repository / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros(7_500_000)  # never loaded
+    save_file(tensors, repository / "model.safetensors")
+    arguments = ["generate", "a cat", "--model", "owner/tiny", *SMALL, "-o", tmp_path / "cat.png"]
+    with hub_server.serve("owner/tiny", repository, break_once="model.safetensors") as (address, sent):
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        result = run(*arguments, **hub)
+    assert result.returncode == 0, result.stderr
+    (again,) = [name for name in sent if name.startswith("model.safetensors")]
+    assert re.fullmatch(r"model.safetensors from [1-9]\d{6,}", again)
+    assert (tmp_path / "cat.png").is_file()
 
 
 def test_a_hub_id_downloads_what_is_needed(tmp_path):
