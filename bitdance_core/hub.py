@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 
 from .errors import MissingFileError
 
-HUB_ID = r"[\w.-]+/[\w.-]+"
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"  # "../x" and "./x" are paths
 
 
 def download(repo_id: str, files: Sequence[str], local_files_only: bool = False) -> Path:

@@ -1,4 +1,4 @@
-"""The command line as a user runs it: in a process of its own."""
+"""The command line: what it writes and asks the hub for, in a process of its own; and what it refuses."""
 
 import os
 import re
@@ -61,6 +61,7 @@ def test_info_and_reconstruct(tmp_path):
         (["reconstruct", "/no/picture.png", "--model", P16], "/no/picture.png is missing"),
         (["reconstruct", P16 / "config.json", "--model", P16], "not a picture that can be read"),
         (["info", "owner/name"], "not in the hub cache"),
+        (["info", "../name"], "no model at '../name'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_1(arguments, words, tmp_path, capsys, monkeypatch):
