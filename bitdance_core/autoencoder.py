@@ -148,8 +148,12 @@ class Decoder(nn.Module):
         self.norm_out = operations.GroupNorm(num_channels=levels[0], **NORM, **options)
         self.conv_out = operations.Conv2d(levels[0], 3, 3, padding=1, **options)
 
-    def forward(self, bits: Tensor, noise: Tensor | None = None) -> Tensor:
-        statistics = bit_statistics(bits)
+    def forward(
+        self, bits: Tensor, noise: Tensor | None = None, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """`statistics`: the `bit_statistics` of the whole image, where `bits` are a tile of it."""
+        if statistics is None:
+            statistics = bit_statistics(bits)
         x = self.conv_in(bits if noise is None else torch.cat((bits, noise), dim=1))
         for block in self.mid_block:
             x = block(x)

@@ -100,6 +100,17 @@ def locate(source: str | Path, files: Sequence[str] = MODEL_FILES, local_files_o
     raise MissingFileError(f"no model at '{source}'; give a folder, a hub id (owner/name) or a built-in name: {known}")
 
 
+def missing_files(folder: Path) -> list[str]:
+    """What an official folder lacks. Raises BitDanceError for an index of shards that cannot be read."""
+    missing = [name for name in FOLDER_FILES if not (folder / name).is_file()]
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return missing
+    if not index.is_file():
+        return [*missing, "model.safetensors (or model.safetensors.index.json and its shards)"]
+    return missing + [file.name for file in _shards(index) if not file.is_file()]
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Recognise an official folder (SPEC.md 2.1).
 
@@ -107,13 +118,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise BitDanceError(f"{folder} is a file; a BitDance model is a folder with {', '.join(FOLDER_FILES[:3])}, …")
-    missing = [name for name in FOLDER_FILES if not (folder / name).is_file()]
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not single.is_file() and not index.is_file():
-        missing.append("model.safetensors (or model.safetensors.index.json and its shards)")
-    if missing:
+    if missing := missing_files(folder):
         raise MissingFileError(f"{folder} is not a complete BitDance folder, it lacks: {', '.join(missing)}")
-    shards = (single,) if single.is_file() else _shards(index)
+    single = folder / "model.safetensors"
+    shards = (single,) if single.is_file() else _shards(folder / "model.safetensors.index.json")
 
     def config(name: str, kind: type) -> BackboneConfig | HeadConfig | AutoencoderConfig:
         return kind.from_dict(read_json(folder / name), str(folder / name))
@@ -206,6 +214,4 @@ def _shards(index: Path) -> tuple[Path, ...]:
     for file in files:
         if file.parent != index.parent or file.name in ("", "..", "."):
             raise BitDanceError(f"{index}: shard '{file}' lies outside the model's folder")
-        if not file.is_file():
-            raise MissingFileError(f"{file} is missing, {index.name} names it")
     return files

@@ -35,6 +35,11 @@ class Schedule:
         """Tensors of noise that one patch takes: its start, and one a step if the sampler is stochastic."""
         return len(self.times) if self.sampler == "euler_maruyama" else 1
 
+    @property
+    def evaluations(self) -> int:
+        """How often one patch asks the head: Heun's steps ask twice, the closing one once."""
+        return len(self.times) if self.sampler != "heun" else 2 * len(self.times) - 1
+
 
 def make_schedule(sampler: str, num_steps: int, time_shift: float = 1.0) -> Schedule:
     """`num_steps` steps over [0, 0.95], time-shifted, and the closing step to 1 (so num_steps + 1 times)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ class PromptTokenizer:
             count += 1
         return count
 
-    @property
+    @cached_property
     def max_id(self) -> int:
         return max(*self._special.values(), *self._text.get_vocab(with_added_tokens=False).values())
 
@@ -66,6 +68,10 @@ class PromptTokenizer:
     def unconditional(self) -> list[int]:
         """The template without a prompt, for the guidance branch."""
         return [self._special["<|im_start|>"], *self._encode("assistant\n")]
+
+    def is_own(self, ids: Sequence[int]) -> bool:
+        """Whether token ids can come from this tokenizer: its chat opening, and no id beyond its last."""
+        return bool(ids) and ids[0] == self._special["<|im_start|>"] and max(ids) <= self.max_id
 
     def has_side(self, tokens: int) -> bool:
         """Whether a grid side of `tokens` tokens has its `<|res_k|>` token."""

@@ -1,16 +1,70 @@
-"""From a fresh machine to a picture: `python3 scripts/demo.py ["prompt"]`."""
+"""From a fresh machine to a picture: `python3 scripts/demo.py ["prompt"] [--serve]`.
 
+Sets up ComfyUI, starts it with this pack, and runs workflows/Text to Image.json in it with the prompt.
+--serve leaves the server running until Ctrl-C and prints its address.
+"""
+
+import argparse
+import json
+import os
+import shutil
 import sys
+import tempfile
+import time
+from pathlib import Path
 
-from environment import ROOT, ensure_venv, run
+from comfyui import Server
+from environment import COMFYUI, ROOT, ensure_all, run
 
+WORKFLOW = ROOT / "workflows" / "Text to Image.json"
 PROMPT = "a large red star on a blue background"
+PICTURE = ROOT / "demo.png"
 
 
 def main() -> int:
-    prompt = " ".join(sys.argv[1:]) or PROMPT
-    picture = ROOT / "demo.png"
-    return run(ensure_venv(), "-m", "bitdance_core", "generate", prompt, "-o", picture)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompt", nargs="*", help=f'what to draw (default: "{PROMPT}")')
+    parser.add_argument("--serve", action="store_true", help="leave ComfyUI running and print its address")
+    arguments = parser.parse_args()
+    prompt = " ".join(arguments.prompt) or PROMPT
+    python, comfyui = ensure_all("demo")
+    # without --cpu, ComfyUI refuses to start on a machine that has nothing else
+    has_gpu = run(python, "-c", "import sys, torch; sys.exit(not torch.accelerator.is_available())") == 0
+    print("starting ComfyUI", flush=True)
+    try:
+        with Server(python, comfyui, COMFYUI / "demo", *([] if has_gpu else ["--cpu"])) as server:
+            print(f'drawing "{prompt}"', flush=True)
+            status = draw(python, server, prompt)
+            if arguments.serve and status == 0:
+                print(f"ComfyUI runs at {server.address} (Ctrl-C stops it)", flush=True)
+                while server.process.poll() is None:
+                    time.sleep(1)
+            return status
+    except KeyboardInterrupt:
+        return 0
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+
+def draw(python: Path, server: Server, prompt: str) -> int:
+    """Run the workflow file, with `prompt` in its positive prompt, by ComfyUI's own command line client."""
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    positive = next(node for node in workflow["nodes"] if node.get("title") == "Prompt")
+    positive["widgets_values"] = [prompt]
+    before = set((server.base / "output").glob("*.png"))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / WORKFLOW.name
+        file.write_text(json.dumps(workflow), encoding="utf-8")
+        os.environ["DO_NOT_TRACK"] = "1"
+        client = (python.with_name("comfy"), "--skip-prompt", "run", "--workflow", file, "--wait")
+        status = run(*client, "--host", "127.0.0.1", "--port", str(server.port))
+    pictures = set((server.base / "output").glob("*.png")) - before
+    if status or not pictures:
+        print(f"the workflow failed; ComfyUI's log ends in:\n{server.tail()}", file=sys.stderr)
+        return status or 1
+    shutil.copy(pictures.pop(), PICTURE)
+    print(f"wrote {PICTURE}")
+    return 0
 
 
 if __name__ == "__main__":

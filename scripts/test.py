@@ -5,14 +5,14 @@
 
 import sys
 
-from environment import ensure_venv, run
+from environment import ensure_all, run
 
 
 def main() -> int:
     arguments = sys.argv[1:]
     selection = [] if "--long" in arguments else ["-m", "not long"]
     arguments = [a for a in arguments if a != "--long"]
-    python = ensure_venv("test")
+    python, comfyui = ensure_all("test", "demo")
     for command in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("pytest", *selection, *arguments)):
         status = run(python.with_name(command[0]), *command[1:])
         if status:

@@ -59,7 +59,7 @@ def test_a_folder_cannot_stand_in_for_a_builtin_model(folder, monkeypatch):
 
 def test_a_missing_shard_is_named(folder):
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(BitDanceError, match="model-00002-of-00003.safetensors is missing"):
+    with pytest.raises(BitDanceError, match="lacks: model-00002-of-00003.safetensors"):
         load(folder)
 
 

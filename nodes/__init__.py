@@ -1,0 +1,40 @@
+"""The nodes, registered once: ids and types as in DESIGN.md."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .adapter import folders
+from .bits import (
+    BitDanceBitsToLatent,
+    BitDanceEmptyBits,
+    BitDanceLatentToBits,
+    BitDanceTokenizerDecode,
+    BitDanceTokenizerEncode,
+)
+from .files import BitDanceLoadBits, BitDanceSaveBits
+from .loaders import BitDanceLoadModel, BitDanceLoadTokenizer
+from .sampling import BitDanceNextPatchSampler
+from .text import BitDanceTextEncode
+
+NODES: list[type[io.ComfyNode]] = [
+    BitDanceLoadModel,
+    BitDanceTextEncode,
+    BitDanceEmptyBits,
+    BitDanceNextPatchSampler,
+    BitDanceTokenizerDecode,
+    BitDanceTokenizerEncode,
+    BitDanceBitsToLatent,
+    BitDanceLatentToBits,
+    BitDanceLoadTokenizer,
+    BitDanceSaveBits,
+    BitDanceLoadBits,
+]
+
+
+class BitDanceExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        folders.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,193 @@
+"""BitDance as a ComfyUI MODEL: the language model in one patcher, the diffusion head in another.
+
+The head runs some fifty times for each patch, the language model once. Two patchers, the head first in
+`load_models_gpu`, let a small card keep the head resident and stream the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import torch
+from torch import Tensor, nn
+
+from ...bitdance_core.checkpoint import Checkpoint, read_checkpoint
+from ...bitdance_core.model import BitDance
+from ...bitdance_core.patches import Grid
+from ...bitdance_core.prompt import PromptTokenizer
+from .previews import BitsFormat
+from .weights import WEIGHT_DTYPES, Precision, choose_precision, make_patcher, read_weights
+
+HEAD = "bitdance_head"  # the head's patcher among the additional models of the language model's
+HEAD_KEYS = "diffusion_model.head."
+USE_OUR_SAMPLER = (
+    "BitDance draws patch by patch and cannot be sampled by KSampler or a guider: "
+    "use the Next-Patch Sampler node (category BitDance)."
+)
+
+
+class BitDanceHead(nn.Module):
+    """What the head's patcher holds; its parameters have the names that they have in the whole model."""
+
+    def __init__(self, model: BitDance, precision: Precision) -> None:
+        super().__init__()
+        self.diffusion_model = nn.Module()
+        self.diffusion_model.head = model.head
+        self.precision = precision
+        self.manual_cast_dtype, self.device = precision.cast, None
+
+    def get_dtype(self) -> torch.dtype:
+        return self.precision.storage
+
+
+class BitDanceHost(nn.Module):
+    """What the language model's patcher holds: all that stock nodes ask of a MODEL.
+
+    `diffusion_model` is the whole BitDance, of which ComfyUI moves the language model and the projector. The head
+    (which has its own patcher) and the embedding table (of which a prompt needs a few rows, from system memory) are
+    held aside: reachable as attributes, but no part of the module tree.
+    """
+
+    def __init__(
+        self,
+        model: BitDance,
+        prompts: PromptTokenizer,
+        embedding: Tensor,
+        latent_format: BitsFormat,
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        hold_aside(model, "head", model.head)
+        hold_aside(model.backbone, "embed_tokens", nn.Embedding.from_pretrained(embedding))
+        self.diffusion_model = model
+        self.prompts = prompts
+        self.precision = precision
+        self.manual_cast_dtype, self.device = precision.cast, None
+        self.latent_format = latent_format
+        self.model_config = SimpleNamespace(unet_config={}, sampling_settings={})
+        self.model_type = comfy.model_base.ModelType.FLOW
+        self.model_sampling = comfy.model_base.model_sampling(self.model_config, self.model_type)
+
+    @property
+    def config(self):
+        return self.diffusion_model.config
+
+    def get_dtype(self) -> torch.dtype:
+        return self.precision.storage
+
+    def state_dict(self, *args, **kwargs):
+        """The head's tensors too: LoRA loaders look here for the keys that can be patched."""
+        state = super().state_dict(*args, **kwargs)
+        head = self.diffusion_model.head.state_dict()
+        state.update({HEAD_KEYS + name: tensor for name, tensor in head.items()})
+        return state
+
+    def _not_this_way(self, *args, **kwargs):
+        raise RuntimeError(USE_OUR_SAMPLER)
+
+    apply_model = memory_required = extra_conds_shapes = _not_this_way
+
+    def state_dict_for_saving(self, *args, **kwargs):
+        raise RuntimeError("ModelSave cannot write a BitDance model: it would lack its tokenizers.")
+
+
+def hold_aside(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Keep a child reachable as an attribute, outside of the tree that patchers move and count."""
+    del module._modules[name]
+    module.__dict__[name] = child
+
+
+def load_model(path: Path, weight_dtype: str, latent_format: BitsFormat, disable_dynamic: bool = False):
+    """The MODEL of an official folder; raises BitDanceError before any weight is read."""
+    checkpoint = read_checkpoint(path)
+    patcher = build_model(checkpoint, read_model(checkpoint), weight_dtype, latent_format, disable_dynamic)
+    # how ComfyUI makes the same model anew, for another device or without dynamic memory
+    recipe = (path, weight_dtype, latent_format)
+    patcher.cached_patcher_init = (load_model, recipe)
+    patcher.get_additional_models_with_key(HEAD)[0].cached_patcher_init = (_load_head, recipe)
+    return patcher
+
+
+def read_model(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of all but the binary tokenizer, by their names in `BitDance`."""
+    reference = BitDance(checkpoint.config, device="meta")
+    parts = {"backbone": checkpoint.backbone, "projector": checkpoint.projector, "head": checkpoint.head}
+    return {
+        f"{name}.{key}": tensor
+        for name, component in parts.items()
+        for key, tensor in read_weights(getattr(reference, name), component).items()
+    }
+
+
+def build_model(
+    checkpoint: Checkpoint,
+    weights: dict[str, Tensor],
+    weight_dtype: str,
+    latent_format: BitsFormat,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """The language model's patcher, with the head's among its additional models."""
+    weights = dict(weights)
+    embedding = weights.pop("backbone.embed_tokens.weight")
+    precision = choose_precision(weights, WEIGHT_DTYPES[weight_dtype])
+    devices = mm.get_torch_device(), mm.unet_offload_device()
+    model = BitDance(checkpoint.config, precision.operations, device=devices[1], dtype=precision.storage)
+    hosts = (
+        BitDanceHead(model, precision),
+        BitDanceHost(model, checkpoint.prompts, embedding, latent_format, precision),
+    )
+    head, patcher = (
+        make_patcher(
+            host,
+            host.diffusion_model,
+            {key: weight for key, weight in weights.items() if key.startswith("head.") == (host is hosts[0])},
+            *devices,
+            disable_dynamic,
+        )
+        for host in hosts
+    )
+    patcher.set_additional_models(HEAD, [head])
+    return patcher
+
+
+def _load_head(*args, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_model(*args, disable_dynamic=disable_dynamic).get_additional_models_with_key(HEAD)[0]
+
+
+def patchers_of(model: comfy.model_patcher.ModelPatcher) -> list[comfy.model_patcher.ModelPatcher]:
+    """The patchers to load, the most important first. LoRA patches of head keys are handed to the head's patcher."""
+    (head,) = model.get_additional_models_with_key(HEAD)
+    if head.patches_uuid != model.patches_uuid:
+        head.patches = {key: patches for key, patches in model.patches.items() if key.startswith(HEAD_KEYS)}
+        head.patches_uuid = model.patches_uuid
+    return [head, model]
+
+
+def memory_needed(host: BitDanceHost, grid: Grid, branch_lengths: Sequence[int], num_images: int, steps: int) -> int:
+    """Bytes that drawing takes beside the weights: KV cache and the largest activations.
+
+    `branch_lengths` counts each branch's tokens, image opening included.
+    """
+    backbone, head = host.config.backbone, host.config.head
+    P, size = grid.tokens_per_patch, host.precision.compute.itemsize
+    rows, length = num_images * len(branch_lengths), max(branch_lengths)
+    capacity = length - P + grid.num_patches * P
+    cache = 2 * backbone.num_layers * rows * backbone.num_kv_heads * backbone.head_dim * capacity * size
+    tokens = rows * max(length - P, P)
+    queries = backbone.num_heads * backbone.head_dim
+    # alive at once inside a layer: the residual stream and its norm, and either the three widths of SwiGLU or
+    # queries, keys and values with their rotated copies
+    layer = tokens * size * (3 * backbone.hidden_size + max(3 * backbone.intermediate_size, 5 * queries))
+    # prefill looks through a mask, which stands once for each group of heads (see attention)
+    mask = (rows if len(set(branch_lengths)) > 1 else 1) * length * length
+    mask *= 1 + (1 + size) * backbone.num_heads // backbone.num_kv_heads
+    # modulation for all six inputs, the residual stream with its norm, SwiGLU's doubled hidden width
+    block = rows * P * size * head.width * (6 + 6 + 5)
+    noise = (steps + 1) * num_images * P * head.bits * 4
+    table = (steps + 1) * head.width * size + grid.num_patches * P * backbone.hidden_size * (4 + size)
+    return cache + max(layer + mask, block) + noise + table

@@ -1,0 +1,9 @@
+"""What runs between our nodes, and where they stand in the menu."""
+
+from comfy_api.latest import io
+
+CATEGORY = "BitDance"
+ALIASES = ["bitdance", "autoregressive", "binary tokens"]
+
+# carries a BitGrid: pictures as bits, or an empty canvas for them
+Bits = io.Custom("BITDANCE_BITS")
