@@ -13,7 +13,7 @@ from .bits import (
     BitDanceTokenizerEncode,
 )
 from .files import BitDanceLoadBits, BitDanceSaveBits
-from .loaders import BitDanceLoadModel, BitDanceLoadTokenizer
+from .loaders import BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer
 from .sampling import BitDanceNextPatchSampler
 from .text import BitDanceTextEncode
 
@@ -27,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     BitDanceBitsToLatent,
     BitDanceLatentToBits,
     BitDanceLoadTokenizer,
+    BitDanceLoadLora,
     BitDanceSaveBits,
     BitDanceLoadBits,
 ]

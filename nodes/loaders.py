@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bitdance_core.checkpoint import read_checkpoint
-from .adapter import folders
+from .adapter import folders, lora
 from .adapter.model import load_model
 from .adapter.previews import BitsFormat, fit_rgb_factors
 from .adapter.text import make_clip
@@ -94,3 +94,33 @@ class BitDanceLoadTokenizer(io.ComfyNode):
     @classmethod
     def execute(cls, tokenizer_name) -> io.NodeOutput:
         return io.NodeOutput(BinaryVAE(folders.tokenizer_path(tokenizer_name)))
+
+
+class BitDanceLoadLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="BitDanceLoadLora",
+            display_name="Load BitDance LoRA",
+            category=CATEGORY,
+            description="Applies a LoRA to the language model and the diffusion head, in any common spelling of its "
+            "keys. ComfyUI's Load LoRA (Model) does the same for files in ComfyUI's own spelling.",
+            search_aliases=[*ALIASES, "lora", "peft"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load BitDance Model, or from another LoRA."),
+                io.Combo.Input("lora_name", options=lora.names(), tooltip="A file under models/loras."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="How much of it to add. 0: none; below 0: the opposite.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with the LoRA; the one that came in stays as it is.")],
+        )
+
+    @classmethod
+    def execute(cls, model, lora_name, strength) -> io.NodeOutput:
+        return io.NodeOutput(lora.apply(model, lora_name, strength))

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT
+from environment import COMFYUI, ROOT
 
 PACK = "bitdance"  # the pack's folder in custom_nodes: the address of its help pages
 
@@ -108,11 +108,23 @@ class Server:
             time.sleep(0.05)
         raise RuntimeError(f"prompt {prompt_id} took longer than {timeout} s; the log ends in:\n{self.tail()}")
 
-    def files(self, history: dict) -> list[bytes]:
-        """What a prompt's output nodes saved or showed, in the order of their ids."""
-        outputs = sorted(history["outputs"].items(), key=lambda item: [int(part) for part in item[0].split(":")])
-        found = [file for _, output in outputs for files in output.values() for file in files if "filename" in file]
+    def images(self, history: dict) -> list[bytes]:
+        """The image files that a prompt's nodes saved or showed, in the order of the nodes' numbers."""
+        outputs = sorted(history["outputs"].items(), key=lambda item: int(item[0]))
+        found = [file for _, output in outputs for file in output.get("images", [])]
         return [self.get_bytes("/view", **{key: f[key] for key in ("filename", "subfolder", "type")}) for f in found]
+
+
+def comfy_cli(python: Path, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess:
+    """Run comfy-cli, ComfyUI's own command line, with its settings under `.comfyui` and without telemetry."""
+    env = {**os.environ, "DO_NOT_TRACK": "1", "HOME": str(COMFYUI), "USERPROFILE": str(COMFYUI)}
+    command = [python.with_name("comfy"), "--skip-prompt", *arguments]
+    return subprocess.run([str(part) for part in command], cwd=ROOT, env=env, **options)
+
+
+def run_workflow(file: Path, server: Server) -> tuple[str | Path, ...]:
+    """comfy-cli's arguments to run a workflow file, in API or UI format, and to wait for its end."""
+    return ("run", "--workflow", file, "--wait", "--host", "127.0.0.1", "--port", str(server.port))
 
 
 def free_port() -> int:

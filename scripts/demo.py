@@ -6,14 +6,13 @@ Sets up ComfyUI, starts it with this pack, and runs workflows/Text to Image.json
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from comfyui import Server
+from comfyui import Server, comfy_cli, run_workflow
 from environment import COMFYUI, ROOT, ensure_all, run
 
 WORKFLOW = ROOT / "workflows" / "Text to Image.json"
@@ -55,9 +54,7 @@ def draw(python: Path, server: Server, prompt: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / WORKFLOW.name
         file.write_text(json.dumps(workflow), encoding="utf-8")
-        os.environ["DO_NOT_TRACK"] = "1"
-        client = (python.with_name("comfy"), "--skip-prompt", "run", "--workflow", file, "--wait")
-        status = run(*client, "--host", "127.0.0.1", "--port", str(server.port))
+        status = comfy_cli(python, "--no-json", *run_workflow(file, server)).returncode
     pictures = set((server.base / "output").glob("*.png")) - before
     if status or not pictures:
         print(f"the workflow failed; ComfyUI's log ends in:\n{server.tail()}", file=sys.stderr)

@@ -7,8 +7,49 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "scripts")]  # appended: the pack's `nodes` must not hide ComfyUI's
 
+from comfyui import Server  # noqa: E402
+from environment import ensure_comfyui  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def no_gradients():
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """ComfyUI's folder."""
+    return ensure_comfyui()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """The server's folders; two small random models (golden ones) lie in models/bitdance."""
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "models" / "bitdance").mkdir(parents=True)
+    for folder in (ROOT / "tests" / "data").iterdir():
+        (base / "models" / "bitdance" / folder.name).symlink_to(folder, target_is_directory=True)
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, base):
+    """A real ComfyUI with this pack, started once."""
+    with Server(Path(sys.executable), comfyui, base, "--cpu") as server:
+        yield server
+
+
+@pytest.fixture
+def run(server):
+    """Run a graph to its end: `run(graph)` returns its pictures, or raises RuntimeError with ComfyUI's message."""
+    from comfyui import error_of
+    from graphs import images
+
+    def run(graph):
+        history = server.wait(server.queue(graph))
+        if message := error_of(history):
+            raise RuntimeError(message)
+        return images(server.images(history))
+
+    return run

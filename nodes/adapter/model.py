@@ -188,6 +188,8 @@ def memory_needed(host: BitDanceHost, grid: Grid, branch_lengths: Sequence[int],
     mask *= 1 + (1 + size) * backbone.num_heads // backbone.num_kv_heads
     # modulation for all six inputs, the residual stream with its norm, SwiGLU's doubled hidden width
     block = rows * P * size * head.width * (6 + 6 + 5)
+    # the prompts' embeddings, and a patch's hidden states, conditions and bits as they pass from network to network
+    between = rows * size * (length * backbone.hidden_size + P * (4 * backbone.hidden_size + head.width + head.bits))
     noise = (steps + 1) * num_images * P * head.bits * 4
     table = (steps + 1) * head.width * size + grid.num_patches * P * backbone.hidden_size * (4 + size)
-    return cache + max(layer + mask, block) + noise + table
+    return cache + max(layer + mask, block) + between + noise + table

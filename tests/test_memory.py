@@ -1,0 +1,294 @@
+"""Our models under ComfyUI's memory management, in this process: loaded whole, in part, away and back, patched."""
+
+import gc
+import importlib.util
+import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bitdance_core import BitDancePipeline
+from bitdance_core.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.flow import make_schedule
+from bitdance_core.generate import generate
+from bitdance_core.patches import Grid
+from graphs import PROMPT
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pack(comfyui):
+    """Our adapter, imported as ComfyUI imports the pack, beside ComfyUI's own modules."""
+    sys.path.append(str(comfyui))
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = package
+    spec.loader.exec_module(package)
+    names = ("model", "weights", "previews", "vae", "lora")
+    modules = {name: importlib.import_module(f"pack.nodes.adapter.{name}") for name in names}
+    return SimpleNamespace(**modules, grids=importlib.import_module("pack.bitdance_core.bit_grid"))
+
+
+@pytest.fixture
+def latent_format(pack):
+    config = read_checkpoint(ASSETS / "builtin").config.autoencoder
+    return pack.previews.BitsFormat(config, torch.zeros(config.bits + 1, 3))
+
+
+@pytest.fixture
+def model(pack, latent_format):
+    return pack.model.load_model(ASSETS / "builtin", "default", latent_format)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return BitDancePipeline.from_pretrained("builtin", device="cpu").generate(PROMPT, steps=4, seed=0).bits
+
+
+def draw(model, branches=None, num_images=1, steps=4):
+    """Bits, from weights as they lie: nothing is loaded first."""
+    host = model.model
+    grid = Grid(8, 8, 4)
+    opening = host.prompts.opening(8, 8, 16)
+    branches = branches or [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening]
+    schedule = make_schedule("euler_maruyama", steps)
+    generator = torch.Generator().manual_seed(0)
+    bits = generate(host.diffusion_model, branches, grid, schedule, 3.0, num_images, generator, CPU, torch.float32)
+    return bits > 0
+
+
+def load_partly(patcher, budget: int) -> None:
+    """What ComfyUI does where only `budget` bytes of weights fit: the rest stays offloaded, cast at every use."""
+    patcher.patch_model(load_weights=False)
+    patcher.load(CPU, lowvram_model_memory=budget)
+
+
+def test_the_picture_of_a_whole_load_is_the_cores(pack, model, expected):
+    import comfy.model_management as mm
+
+    mm.load_models_gpu(pack.model.patchers_of(model), memory_required=0)
+    assert all(patcher.loaded_size() == patcher.model_size() > 0 for patcher in pack.model.patchers_of(model))
+    assert draw(model).equal(expected)
+
+
+def test_a_partial_load_draws_the_same(pack, model, expected):
+    for patcher in pack.model.patchers_of(model):
+        load_partly(patcher, patcher.model_size() // 3)
+        assert 0 < patcher.loaded_size() < patcher.model_size() and patcher.model.model_lowvram
+    assert draw(model).equal(expected)
+
+
+def test_weights_go_and_come_back(pack, model, expected):
+    import comfy.model_management as mm
+
+    patchers = pack.model.patchers_of(model)
+    mm.load_models_gpu(patchers, memory_required=0)
+    mm.unload_all_models()
+    assert all(patcher.loaded_size() == 0 for patcher in patchers)
+    assert draw(model).equal(expected)  # on a CPU, weights that were sent away lie where they are used
+    mm.load_models_gpu(patchers, memory_required=0)
+    assert all(patcher.loaded_size() == patcher.model_size() for patcher in patchers)
+    assert draw(model).equal(expected)
+
+
+def test_a_second_run_loads_nothing_anew(pack, model):
+    import comfy.model_management as mm
+
+    def loaded():
+        return {id(entry.model): entry for entry in mm.current_loaded_models}
+
+    mm.load_models_gpu(pack.model.patchers_of(model), memory_required=0)
+    before = loaded()
+    mm.load_models_gpu(pack.model.patchers_of(model), memory_required=0)
+    assert loaded() == before
+
+
+def test_the_dynamic_construction_path_draws_the_same(pack, latent_format, expected, monkeypatch):
+    """With dynamic memory on, ComfyUI's layers are built without weights and take them from the file's tensors."""
+    import comfy.memory_management
+
+    checkpoint = read_checkpoint(ASSETS / "builtin")
+    weights = pack.model.read_model(checkpoint)  # its memory-mapping reader needs a GPU
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    model = pack.model.build_model(checkpoint, weights, "default", latent_format)
+    for patcher in pack.model.patchers_of(model):
+        load_partly(patcher, 1)  # as dynamic memory does, every weight is cast at every use
+    assert draw(model).equal(expected)
+
+
+def test_the_head_comes_first_and_neither_counts_the_others_weights(pack, model):
+    head, language_model = pack.model.patchers_of(model)
+    assert language_model is model and isinstance(head.model, pack.model.BitDanceHead)
+    network = model.model.diffusion_model
+    sizes = [sum(p.nbytes for p in part.parameters()) for part in (network.head, network.backbone, network.projector)]
+    assert head.model_size() == sizes[0]
+    # the embedding table is nobody's: a prompt needs a few of its rows, from system memory
+    assert model.model_size() == sizes[1] + sizes[2]
+    assert network.backbone.embed_tokens.weight.device == CPU
+
+
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp32"])
+def test_weight_dtypes(pack, latent_format, weight_dtype):
+    model = pack.model.load_model(ASSETS / "builtin", weight_dtype, latent_format)
+    stored = next(model.model.diffusion_model.backbone.layers.parameters()).dtype
+    assert stored == pack.weights.WEIGHT_DTYPES[weight_dtype]
+    assert model.model.precision.compute == torch.float32  # what a CPU computes in, under ComfyUI
+    assert draw(model).float().mean() > 0
+
+
+def test_a_model_that_nobody_holds_is_freed(pack, latent_format):
+    import comfy.model_management as mm
+
+    model = pack.model.load_model(ASSETS / "builtin", "default", latent_format)
+    mm.load_models_gpu(pack.model.patchers_of(model), memory_required=0)
+    head_weight = weakref.ref(model.model.diffusion_model.head.input_proj.weight)
+    weight = weakref.ref(model.model.diffusion_model.backbone.norm.weight)
+    mm.unload_all_models()
+    del model
+    gc.collect()
+    assert weight() is None and head_weight() is None
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive at once, among those made while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self.seen or not storage.nbytes():
+                continue
+            self.seen.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.forget, key, storage.nbytes())
+        return result
+
+    def forget(self, key, size):
+        self.seen.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "num_images", "steps", "prompts"), [(8, 8, 1, 25, 2), (8, 16, 4, 4, 2), (16, 16, 2, 50, 1)]
+)
+def test_the_memory_that_is_asked_for_is_what_drawing_takes(pack, model, height, width, num_images, steps, prompts):
+    """No more than the estimate, and not much less: too little runs out of memory, too much evicts for nothing."""
+    host = model.model
+    grid = Grid(height, width, 4)
+    opening = host.prompts.opening(height, width, 16)
+    branches = [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening][:prompts]
+    estimate = pack.model.memory_needed(host, grid, [len(ids) for ids in branches], num_images, steps)
+    schedule = make_schedule("euler_maruyama", steps)
+    generator = torch.Generator().manual_seed(0)
+    guidance = 3.0 if prompts == 2 else 1.0
+    network = host.diffusion_model
+    with PeakMemory() as memory:
+        generate(network, branches, grid, schedule, guidance, num_images, generator, CPU, torch.float32)
+    assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)
+
+
+def lora_file(path, style: str, network) -> None:
+    """A rank-2 LoRA with large random weights, for one layer of the language model and one of the head."""
+    generator = torch.Generator().manual_seed(1)
+    layers = {
+        "backbone.layers.1.mlp.down_proj": network.backbone.layers[1].mlp.down_proj,
+        "head.res_blocks.0.attn.wqkv": network.head.res_blocks[0].attn.wqkv,
+    }
+    file = {}
+    for name, layer in layers.items():
+        out_features, in_features = layer.weight.shape
+        down, up = torch.randn(2, in_features, generator=generator), torch.randn(out_features, 2, generator=generator)
+        if style == "kohya":
+            key = "lora_unet_" + name.replace(".", "_")
+            file |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(2.0)}
+            continue
+        if style == "peft":  # of the Hugging Face model and the official head
+            name = name.replace("backbone.", "base_model.model.model.").replace(
+                "head.", "base_model.model.vision_head.net."
+            )
+        else:
+            name = "diffusion_model." + name
+        file |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    save_file(file, path)
+
+
+@pytest.mark.parametrize(
+    ("style", "loader"),
+    # ComfyUI's loader has no way to learn PEFT's spelling of a model's keys
+    [("comfyui", "stock"), ("kohya", "stock"), ("comfyui", "ours"), ("kohya", "ours"), ("peft", "ours")],
+)
+def test_lora_reaches_both_parts_and_leaves_them_as_they_were(pack, model, expected, tmp_path, style, loader):
+    import comfy.model_management as mm
+    import comfy.sd
+    import comfy.utils
+    import folder_paths
+
+    network = model.model.diffusion_model
+    path = tmp_path / f"{style}_{loader}.safetensors"
+    folder_paths.add_model_folder_path("loras", str(tmp_path))
+    lora_file(path, style, network)
+    down_proj, wqkv = network.backbone.layers[1].mlp.down_proj, network.head.res_blocks[0].attn.wqkv
+    before = down_proj.weight.clone(), wqkv.weight.clone()
+    if loader == "ours":
+        patched = pack.lora.apply(model, path.name, 0.5)
+    else:
+        patched, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), 0.5, 0)
+
+    mm.load_models_gpu(pack.model.patchers_of(patched))
+    file = comfy.utils.load_torch_file(str(path))
+    (down_a, down_b), (wqkv_a, wqkv_b) = _pairs(file)
+    assert torch.allclose(down_proj.weight, before[0] + 0.5 * down_b @ down_a, atol=1e-4)
+    assert torch.allclose(wqkv.weight, before[1] + 0.5 * wqkv_b @ wqkv_a, atol=1e-4)
+    with_lora = draw(patched)
+    assert not with_lora.equal(expected)
+
+    for patcher in pack.model.patchers_of(patched):  # in part: patched at every use
+        patcher.unpatch_model(CPU)
+        load_partly(patcher, 1)
+    assert draw(patched).equal(with_lora)
+    for patcher in pack.model.patchers_of(patched):
+        patcher.detach()
+
+    mm.load_models_gpu(pack.model.patchers_of(model))
+    assert down_proj.weight.equal(before[0]) and wqkv.weight.equal(before[1])
+    assert draw(model).equal(expected)
+
+
+def _pairs(file):
+    """(A, B) of the language model's layer, then of the head's, in any spelling."""
+    for part in ("down_proj", "wqkv"):
+        keys = sorted(key for key in file if part in key and "alpha" not in key)  # A before B, down before up
+        yield file[keys[0]], file[keys[1]]
+
+
+def test_a_lora_for_something_else_is_named(pack, model, tmp_path):
+    import folder_paths
+
+    path = tmp_path / "other.safetensors"
+    save_file({"unet.mid.lora_A.weight": torch.zeros(2, 4), "unet.mid.lora_B.weight": torch.zeros(4, 2)}, path)
+    folder_paths.add_model_folder_path("loras", str(tmp_path))
+    with pytest.raises(ValueError, match="other.safetensors holds nothing for builtin; its first key is unet.mid"):
+        pack.lora.apply(model, "other.safetensors", 1.0)
