@@ -1,3 +1,6 @@
+import asyncio
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -53,3 +56,21 @@ def run(server):
         return images(server.images(history))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def pack_module(comfyui):
+    """Our nodes in this process, imported as ComfyUI imports a pack, beside ComfyUI's own modules."""
+    sys.path.append(str(comfyui))
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    sys.modules["pack"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["pack"])
+    nodes = importlib.import_module("pack.nodes")
+    asyncio.run(nodes.BitDanceExtension().on_load())
+    return nodes

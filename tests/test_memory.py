@@ -1,10 +1,8 @@
 """Our models under ComfyUI's memory management, in this process: loaded whole, in part, away and back, patched."""
 
 import gc
-import importlib.util
-import sys
+import importlib
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,27 +18,13 @@ from bitdance_core.generate import generate
 from bitdance_core.patches import Grid
 from graphs import PROMPT
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def pack(comfyui):
-    """Our adapter, imported as ComfyUI imports the pack, beside ComfyUI's own modules."""
-    sys.path.append(str(comfyui))
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = package
-    spec.loader.exec_module(package)
+def pack(pack_module):
     names = ("model", "weights", "previews", "vae", "lora")
-    modules = {name: importlib.import_module(f"pack.nodes.adapter.{name}") for name in names}
-    return SimpleNamespace(**modules, grids=importlib.import_module("pack.bitdance_core.bit_grid"))
+    return SimpleNamespace(**{name: importlib.import_module(f"pack.nodes.adapter.{name}") for name in names})
 
 
 @pytest.fixture

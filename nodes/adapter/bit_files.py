@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -23,9 +24,9 @@ def save(bits: BitGrid, prefix: str, extra_pnginfo: dict | None) -> dict[str, st
         prefix, folder_paths.get_output_directory()
     )
     name = f"{filename}_{counter:05}_{SUFFIX}"
-    metadata = {}
-    if extra_pnginfo and not args.disable_metadata:
-        metadata = {key: json.dumps(value) for key, value in extra_pnginfo.items()}
+    if args.disable_metadata:
+        bits, extra_pnginfo = replace(bits, prompt=""), None
+    metadata = {key: json.dumps(value) for key, value in (extra_pnginfo or {}).items()}
     save_bits(bits, Path(folder) / name, metadata)
     return {"filename": name, "subfolder": subfolder, "type": "output"}
 

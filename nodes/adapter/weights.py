@@ -40,7 +40,10 @@ def choose_precision(weights: dict[str, Tensor], requested: torch.dtype | None) 
     device = mm.get_torch_device()
     parameters = comfy.utils.calculate_parameters(weights)
     storage = requested or mm.unet_dtype(device, parameters, SUPPORTED, comfy.utils.weight_dtype(weights))
-    return Precision(storage, mm.unet_manual_cast(storage, device, SUPPORTED))
+    cast = mm.unet_manual_cast(storage, device, SUPPORTED)
+    if (cast or storage) not in SUPPORTED:  # --fp16-unet: kept so, but not computed in
+        cast = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+    return Precision(storage, cast)
 
 
 def read_weights(reference: nn.Module, component: Component) -> dict[str, Tensor]:
