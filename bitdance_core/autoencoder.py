@@ -87,13 +87,13 @@ class AdaptiveNorm(nn.Module):
     def __init__(self, bits: int, width: int, operations, device, dtype) -> None:
         super().__init__()
         options = {"device": device, "dtype": dtype}
+        self.norm = operations.GroupNorm(num_channels=width, affine=False, **NORM)
         self.gamma = operations.Linear(bits, width, **options)
         self.beta = operations.Linear(bits, width, **options)
 
     def forward(self, x: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
         mean, std = statistics
-        x = F.group_norm(x, **NORM)
-        return x * self.gamma(std)[:, :, None, None] + self.beta(mean)[:, :, None, None]
+        return self.norm(x) * self.gamma(std)[:, :, None, None] + self.beta(mean)[:, :, None, None]
 
 
 def bit_statistics(bits: Tensor) -> tuple[Tensor, Tensor]:

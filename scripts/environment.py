@@ -166,3 +166,8 @@ def pip(*arguments: str | Path) -> None:
 def run(*command: str | Path) -> int:
     """Run a command in the project's root; its exit status."""
     return subprocess.run([str(part) for part in command], cwd=ROOT).returncode
+
+
+def find_chromium() -> str | None:
+    """The browser that the page's tests drive, if one is installed."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

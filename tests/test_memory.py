@@ -11,8 +11,11 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import pictures
 from bitdance_core import BitDancePipeline
+from bitdance_core.autoencoder import BinaryAutoencoder
 from bitdance_core.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.config import AutoencoderConfig
 from bitdance_core.flow import make_schedule
 from bitdance_core.generate import generate
 from bitdance_core.patches import Grid
@@ -276,3 +279,42 @@ def test_a_lora_for_something_else_is_named(pack, model, tmp_path):
     folder_paths.add_model_folder_path("loras", str(tmp_path))
     with pytest.raises(ValueError, match="other.safetensors holds nothing for builtin; its first key is unet.mid"):
         pack.lora.apply(model, "other.safetensors", 1.0)
+
+
+def test_tiles_agree_since_they_share_the_pictures_statistics(pack):
+    """At 512x512, tiles of 256 pixels come much closer to the whole than tiles that know nothing of each other."""
+    vae = pack.vae.BinaryVAE(ASSETS / "builtin")
+    drawing = pictures.draw(pictures.parse(PROMPT), 512, 512)
+    pixels = torch.from_numpy(drawing)[None] / 255
+    bits = vae.encode(pixels)
+    whole = vae.decode(bits)
+    tiled = vae.decode_tiled(bits, tile_x=32, tile_y=32, overlap=8)
+    flipped = (vae.encode_tiled(pixels, tile_x=256, tile_y=256, overlap=64) != bits).float().mean()
+    alone = comfy_tiles(vae, bits)
+    error, error_alone = ((tiles - whole).abs().mean() * 255 for tiles in (tiled, alone))
+    print(f"mean error in grey levels: {error:.2f}, with each tile's own statistics {error_alone:.2f}; seam:", end=" ")
+    # across a tile's border, tiles may not step more than the picture does itself
+    seam, seam_whole = ((x[:, :, 255] - x[:, :, 256]).abs().mean() * 255 for x in (tiled, whole))
+    print(f"{seam:.2f}, whole {seam_whole:.2f}; bits flipped by encoding in tiles: {flipped:.3f}")
+    assert error < error_alone / 2 and flipped < 0.1
+    assert seam < seam_whole + 1.5
+
+
+def comfy_tiles(vae, bits):
+    """ComfyUI's tiling of a VAE that knows nothing of the whole picture."""
+    import comfy.utils
+
+    decoded = comfy.utils.tiled_scale(bits, vae.first_stage_model.decode, 32, 32, 8, upscale_amount=8)
+    return vae.process_output(decoded).movedim(1, -1)
+
+
+def test_a_gan_decoder_draws_the_same_noise_whatever_the_batch(pack, tmp_path):
+    config = AutoencoderConfig(32, (1, 1, 1), 1, 8, gan_decoder=True)
+    network = BinaryAutoencoder(config)
+    save_file(network.state_dict(), tmp_path / "gan.safetensors")
+    vae = pack.vae.BinaryVAE(tmp_path / "gan.safetensors")
+    assert (vae.latent_channels, vae.downscale_ratio) == (8, 4)
+    bits = torch.where(torch.rand(3, 8, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5, 1.0, -1.0)
+    batch = vae.decode(bits)
+    assert batch[1:2].allclose(vae.decode(bits[1:2]), atol=1e-4)
+    assert vae.decode(bits).equal(batch) and vae.decode_tiled(bits, 8, 8, 2).allclose(batch, atol=1e-4)

@@ -3,55 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.model_management as mm
-import comfy.ops
 import comfy.sd
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ...bitdance_core.autoencoder import BinaryAutoencoder, bit_statistics
 from ...bitdance_core.bits import binarize
 from ...bitdance_core.checkpoint import read_autoencoder
+from ...bitdance_core.config import AutoencoderConfig
 from ...bitdance_core.errors import BitDanceError
+from .tiles import TokenizerOperations, tiled
 from .weights import SUPPORTED, make_patcher, read_weights
 
 
 class BinaryTokenizer(BinaryAutoencoder):
     """The core's network as comfy.sd.VAE calls it. Latents that stock nodes blended or scaled are bits again first."""
 
+    def __init__(self, config: AutoencoderConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(config, TokenizerOperations, device, dtype)
+
     def decode(self, latent: Tensor) -> Tensor:
         return self.decoder(*self._inputs(latent))
 
     def decode_tiled(self, latent: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16) -> Tensor:
-        """Tiles of one picture agree, since each is decoded with the bit statistics of the whole."""
-        return torch.cat([self._decode_tiled(row, tile_x, tile_y, overlap) for row in latent.split(1)])
-
-    def _decode_tiled(self, latent: Tensor, tile_x: int, tile_y: int, overlap: int) -> Tensor:
+        """Tile by tile; all tiles of a picture use the bit statistics of the whole, and the same normalisation."""
         bits, noise = self._inputs(latent)
-        statistics = bit_statistics(bits)
         stacked = bits if noise is None else torch.cat((bits, noise), dim=1)
 
-        def decode(tile: Tensor) -> Tensor:
-            return self.decoder(*tile.split(self.config.bits, dim=1), statistics=statistics).float()
+        def decoder(picture: Tensor) -> Callable[[Tensor], Tensor]:
+            statistics = bit_statistics(picture[:, : self.config.bits])
+            return lambda tile: self.decoder(*tile.split(self.config.bits, dim=1), statistics=statistics)
 
-        # three shapes of tiles, averaged, as ComfyUI's own VAEs do it: their seams lie in different places
-        shapes = ((tile_x, tile_y), (max(1, tile_x // 2), tile_y * 2), (tile_x * 2, max(1, tile_y // 2)))
-        steps = [comfy.utils.get_tiled_scale_steps(bits.shape[3], bits.shape[2], x, y, overlap) for x, y in shapes]
-        progress = comfy.utils.ProgressBar(sum(steps))
-        return (
-            sum(
-                comfy.utils.tiled_scale(
-                    stacked, decode, x, y, overlap, self.config.downscale, output_device=bits.device, pbar=progress
-                )
-                for x, y in shapes
-            )
-            / 3
-        )
+        return tiled(self.decoder, decoder, stacked, (tile_x, tile_y), overlap, self.config.downscale, 3)
+
+    def encode_tiled(self, pixels: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
+        """As `decode_tiled`; the signs are taken where tiles have been blended."""
+        scale, tile = 1 / self.config.downscale, (tile_x, tile_y)
+        return binarize(tiled(self.encoder, lambda _: self.encoder, pixels, tile, overlap, scale, self.config.bits))
 
     def _inputs(self, latent: Tensor) -> tuple[Tensor, Tensor | None]:
         """Bits, and for a GAN decoder its noise: the same for every picture, whatever the batch."""
@@ -82,7 +75,6 @@ class BinaryVAE(comfy.sd.VAE):
         self.latent_channels = config.bits
         self.downscale_ratio = self.upscale_ratio = config.downscale
         self.handles_tiling = True
-        self.format_encoded = binarize  # tiles that overlap vote on each bit
         # at the finest level five feature maps are alive at once
         finest = 5 * config.channels
         self.memory_used_encode = lambda shape, dtype: finest * shape[-1] * shape[-2] * mm.dtype_size(dtype)
@@ -90,15 +82,18 @@ class BinaryVAE(comfy.sd.VAE):
             finest * shape[-1] * shape[-2] * config.downscale**2 * mm.dtype_size(dtype)
         )
         offload_device = mm.vae_offload_device()
-        self.first_stage_model = BinaryTokenizer(
-            config, comfy.ops.disable_weight_init, device=offload_device, dtype=self.vae_dtype
-        )
-        self.patcher = make_patcher(
-            self.first_stage_model, self.first_stage_model, weights, self.device, offload_device
-        )
+        network = BinaryTokenizer(config, offload_device, self.vae_dtype)
+        self.patcher = make_patcher(network, network, weights, self.device, offload_device)
+        self.first_stage_model = network
+
+    def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
+        # 0.30 asks a network that tiles itself only to decode
+        pixels = self.process_input(pixel_samples).to(self.device, self.vae_dtype)
+        bits = self.first_stage_model.encode_tiled(pixels, tile_x, tile_y, overlap)
+        return bits.to(self.output_device, self.vae_output_dtype())
 
     @property
-    def config(self):
+    def config(self) -> AutoencoderConfig:
         return self.first_stage_model.config
 
 

@@ -1,0 +1,115 @@
+"""Tiles that agree: a picture in pieces, through a network that normalises over the whole.
+
+Group normalisation makes every pixel depend on the statistics of all it is computed with, so tiles computed one by one
+have colours of their own. A first pass over the tiles collects each norm's statistics, a second one applies their mean
+to all tiles alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import comfy.ops
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Network = Callable[[Tensor], Tensor]
+
+
+class SharedGroupNorm(comfy.ops.disable_weight_init.GroupNorm):
+    """ComfyUI's GroupNorm, which can collect the statistics of what passes through it, and apply collected ones."""
+
+    collected: list[tuple[Tensor, Tensor]] | None = None  # of each tile: variance and mean [B, groups]
+    shared: tuple[Tensor, Tensor] | None = None  # the same of the whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.collected is not None:
+            groups = x.unflatten(1, (self.num_groups, -1)).flatten(2).float()
+            self.collected.append(torch.var_mean(groups, dim=2, correction=0))
+        if self.shared is not None:
+            return self._apply_shared(x)
+        if self.weight is None:
+            return F.group_norm(x, self.num_groups, eps=self.eps)
+        return super().forward(x)
+
+    def _apply_shared(self, x: Tensor) -> Tensor:
+        var, mean = (part.repeat_interleave(self.num_channels // self.num_groups, 1) for part in self.shared)
+        scale = (var + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.weight is not None:
+            weight, bias, stream = comfy.ops.cast_bias_weight(self, x, offloadable=True)
+            scale, shift = scale * weight, shift * weight + bias
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+        return x * scale.to(x)[:, :, None, None] + shift.to(x)[:, :, None, None]
+
+
+class TokenizerOperations(comfy.ops.disable_weight_init):
+    """ComfyUI's layers, with norms that tiles can share."""
+
+    GroupNorm = SharedGroupNorm
+
+
+def tiled(
+    module: nn.Module,
+    network_of: Callable[[Tensor], Network],
+    inputs: Tensor,
+    tile: tuple[int, int],
+    overlap: int,
+    scale: float,
+    channels: int,
+) -> Tensor:
+    """[B, C, H, W] through a network in tiles of `tile` (x, y), blended where they overlap; [B, channels, ...].
+
+    `network_of(picture)` computes a tile of one picture with `module`; its result is `scale` times as large.
+    """
+    x, y = (min(side, size) for side, size in zip(tile, (inputs.shape[3], inputs.shape[2])))
+    overlap = min(overlap, x // 2, y // 2)
+    steps = comfy.utils.get_tiled_scale_steps(inputs.shape[3], inputs.shape[2], x, y, overlap)
+    progress = comfy.utils.ProgressBar(2 * steps * len(inputs))
+    norms = [norm for norm in module.modules() if isinstance(norm, SharedGroupNorm)]
+
+    def run(picture: Tensor, network: Network) -> Tensor:
+        device = picture.device
+        return comfy.utils.tiled_scale(picture, network, x, y, overlap, scale, channels, device, progress)
+
+    results = []
+    for picture in inputs.split(1):
+        network = network_of(picture)
+        with _collecting(norms):
+            run(picture, network)
+            statistics = [_of_the_whole(norm.collected) for norm in norms]
+        with _sharing(norms, statistics):
+            results.append(run(picture, lambda part, network=network: network(part).float()))
+    return torch.cat(results)
+
+
+def _of_the_whole(tiles: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Variance and mean of all tiles together, each counted alike."""
+    variances, means = map(torch.stack, zip(*tiles))
+    spread, mean = torch.var_mean(means, dim=0, correction=0)
+    return variances.mean(0) + spread, mean
+
+
+@contextmanager
+def _collecting(norms: list[SharedGroupNorm]) -> Iterator[None]:
+    try:
+        for norm in norms:
+            norm.collected = []
+        yield
+    finally:
+        for norm in norms:
+            norm.collected = None
+
+
+@contextmanager
+def _sharing(norms: list[SharedGroupNorm], statistics: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    try:
+        for norm, shared in zip(norms, statistics):
+            norm.shared = shared
+        yield
+    finally:
+        for norm in norms:
+            norm.shared = None
