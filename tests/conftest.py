@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "scripts")]  # appended: the pack's `nodes` must not hide ComfyUI's
 
 from comfyui import Server  # noqa: E402
 from environment import ensure_comfyui  # noqa: E402
+
+# tests never time: how fast examples come depends on the machine
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -489,3 +489,14 @@ def make_large_model(folder: Path) -> int:
     state = {f"model.{name}": torch.zeros_like(tensor) for name, tensor in checkpoint.backbone.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     return sum(tensor.nbytes for tensor in state.values())
+
+
+def test_torch_compile_is_honoured(run):
+    """The stock node compiles a model's head here; its picture is the plain one's."""
+    graph = Graph()
+    loader = load(graph)
+    compiled = graph.add("TorchCompileModel", model=loader[0], backend="inductor")
+    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
+    show(graph, loader, sample(graph, compiled[0], positive[0], canvas[0]))
+    assert means(run(graph)[0])

@@ -26,9 +26,15 @@ def test_the_core_imports_only_what_the_design_allows():
         assert not foreign, f"{path.name} imports {foreign}"
 
 
+def test_only_the_adapter_knows_how_comfyui_manages_models():
+    for path in (ROOT / "nodes").glob("*.py"):
+        foreign = imported(path) - {"__future__", "comfy_api"}
+        assert not foreign, f"{path.name} imports {foreign}"
+
+
 def test_set_up_scripts_need_only_the_standard_library():
     import sys
 
-    for name in ("environment", "demo", "test"):
-        foreign = imported(ROOT / "scripts" / f"{name}.py") - set(sys.stdlib_module_names) - {"environment"}
+    for name in ("environment", "comfyui", "demo", "test"):
+        foreign = imported(ROOT / "scripts" / f"{name}.py") - set(sys.stdlib_module_names) - {"environment", "comfyui"}
         assert not foreign, f"{name}.py imports {foreign}"
