@@ -318,3 +318,20 @@ def test_a_gan_decoder_draws_the_same_noise_whatever_the_batch(pack, tmp_path):
     batch = vae.decode(bits)
     assert batch[1:2].allclose(vae.decode(bits[1:2]), atol=1e-4)
     assert vae.decode(bits).equal(batch) and vae.decode_tiled(bits, 8, 8, 2).allclose(batch, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [(64, (1, 1, 2, 2, 4), 2), (32, (1, 2, 4), 1), (64, (1, 1), 4)])
+def test_the_memory_of_the_tokenizer_is_what_it_takes(pack, tmp_path, config):
+    network = BinaryAutoencoder(AutoencoderConfig(*config, bits=8, gan_decoder=False))
+    save_file(network.state_dict(), tmp_path / "ae.safetensors")
+    vae = pack.vae.BinaryVAE(tmp_path / "ae.safetensors")
+    pixels = torch.rand(1, 3, 128, 192)
+    with PeakMemory() as encoding:
+        bits = vae.first_stage_model.encode(pixels)
+    with PeakMemory() as decoding:
+        vae.first_stage_model.decode(bits)
+    for memory, estimate in (
+        (encoding, vae.memory_used_encode(pixels.shape, torch.float32)),
+        (decoding, vae.memory_used_decode(bits.shape, torch.float32)),
+    ):
+        assert memory.peak <= estimate <= 1.5 * memory.peak, (memory.peak, estimate)

@@ -63,23 +63,25 @@ class BinaryTokenizer(BinaryAutoencoder):
 class BinaryVAE(comfy.sd.VAE):
     """A VAE in ComfyUI's sense, made of our network by ComfyUI's own class: encode, decode, tiles, memory."""
 
-    def __init__(self, path: Path, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         """`path`: what `read_autoencoder` takes. Raises BitDanceError before any weight is read."""
         config, component = read_autoencoder(path)
         weights = read_weights(BinaryAutoencoder(config, device="meta"), component)
         with _without_warning("No VAE weights detected"):
             super().__init__(sd={})  # sets what every VAE has, and warns; our own follows
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
-        self.vae_dtype = dtype or mm.vae_dtype(self.device, SUPPORTED)
+        self.vae_dtype = mm.vae_dtype(self.device, SUPPORTED)
         self.working_dtypes = SUPPORTED
         self.latent_channels = config.bits
         self.downscale_ratio = self.upscale_ratio = config.downscale
         self.handles_tiling = True
-        # at the finest level five feature maps are alive at once
-        finest = 5 * config.channels
-        self.memory_used_encode = lambda shape, dtype: finest * shape[-1] * shape[-2] * mm.dtype_size(dtype)
+        # feature maps that are alive at once at the finest level, in channels for each pixel
+        fine, coarser = (config.channels * m for m in (*config.channel_multipliers, 1)[:2])
+        encoding = 3 + config.channels + 4 * fine
+        decoding = 3 + max(4 * coarser, coarser + 5 * fine)
+        self.memory_used_encode = lambda shape, dtype: encoding * shape[-1] * shape[-2] * mm.dtype_size(dtype)
         self.memory_used_decode = lambda shape, dtype: (
-            finest * shape[-1] * shape[-2] * config.downscale**2 * mm.dtype_size(dtype)
+            decoding * shape[-1] * shape[-2] * config.downscale**2 * mm.dtype_size(dtype)
         )
         offload_device = mm.vae_offload_device()
         network = BinaryTokenizer(config, offload_device, self.vae_dtype)

@@ -1,0 +1,39 @@
+"""Make the workflows' thumbnails by running them: `.venv/bin/python scripts/thumbnails.py` (after scripts/demo.py)."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from comfyui import Server, comfy_cli, run_workflow
+from environment import COMFYUI, ROOT, ensure_comfyui
+
+HEIGHT, GAP = 256, 8  # pixels
+
+
+def main() -> None:
+    python = Path(sys.executable)
+    with Server(python, ensure_comfyui(), COMFYUI / "demo", "--cpu") as server:
+        for workflow in sorted((ROOT / "workflows").glob("*.json")):
+            done = comfy_cli(python, "--json", *run_workflow(workflow, server), capture_output=True, text=True)
+            prompt_id = json.loads(done.stdout.strip().splitlines()[-1])["data"]["prompt_id"]
+            files = server.images(server.wait(prompt_id))
+            in_a_row([Image.open(io.BytesIO(file)) for file in files]).save(workflow.with_suffix(".jpg"), quality=88)
+            print(workflow.with_suffix(".jpg"))
+
+
+def in_a_row(images: list[Image.Image]) -> Image.Image:
+    """All pictures of a run beside each other."""
+    size = [(max(HEIGHT, image.width * HEIGHT // image.height), HEIGHT) for image in images]
+    row = Image.new("RGB", (sum(width + GAP for width, _ in size) - GAP, HEIGHT), "white")
+    left = 0
+    for image, (width, height) in zip(images, size):
+        row.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, 0))
+        left += width + GAP
+    return row
+
+
+if __name__ == "__main__":
+    main()
