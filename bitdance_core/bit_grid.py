@@ -16,7 +16,6 @@ from .errors import BitDanceError, whole_number
 from .files import open_safetensors
 
 FORMAT = "bitdance_bits"
-MAX_TOKENS = 2**28  # of a file's grid: far above any picture, far below what memory holds
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class BitGrid:
     channels: int = 0
     packed: Tensor | None = None  # uint8 (batch, ceil(channels * height * width / 8)), see bits.pack
     prompt: str = ""  # what the pictures were asked to show
+    mask: Tensor | None = None  # (n or 1, H, W): what of them to redraw; not part of files
 
     @classmethod
     def from_bits(cls, bits: Tensor, step: int | None, prompt: str = "") -> BitGrid:
@@ -99,7 +99,7 @@ def load_bits(path: Path) -> BitGrid:
             raise BitDanceError(f"{path.name} is damaged: its header does not give its grid ({error})") from error
         part = file.get_slice("bits")
         expected = [n, math.ceil(channels * height * width / 8)]
-        if channels * height * width > MAX_TOKENS or part.get_dtype() != "U8" or part.get_shape() != expected:
+        if part.get_dtype() != "U8" or part.get_shape() != expected:
             raise BitDanceError(
                 f"{path.name} is damaged: its header says {n} grids of {channels}x{height}x{width} bits, "
                 f"its tensor is {part.get_shape()} of {part.get_dtype()}"

@@ -5,8 +5,10 @@ The head predicts the clean bits; every sampler integrates the velocity they imp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from .errors import BitDanceError, whole_number
 
 T_END = 0.95  # the grid ends here; one closing Euler step goes the rest of the way
 MIN_REMAINING = 0.05  # 1 - t is not taken smaller when a prediction becomes a velocity
+SAME_TIME = 1e-6  # times that differ by less are one
 
 SAMPLERS = ("euler_maruyama", "euler", "heun")
 
@@ -24,11 +27,17 @@ Predict = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Where the head is evaluated: at each of `times`, followed by a step of the same index in `lengths`."""
+    """Where the head is evaluated: at each of `times`, followed by a step of the same index in `lengths`.
+
+    At times outside `guided` (from, to) only the conditional half is evaluated. `noise_scale` multiplies the noise of
+    the stochastic sampler.
+    """
 
     sampler: str
     times: tuple[float, ...]
     lengths: tuple[float, ...]
+    noise_scale: float = 1.0
+    guided: tuple[float, float] = (0.0, 1.0)
 
     @property
     def noise_draws(self) -> int:
@@ -40,16 +49,81 @@ class Schedule:
         """How often one patch asks the head: Heun's steps ask twice, the closing one once."""
         return len(self.times) if self.sampler != "heun" else 2 * len(self.times) - 1
 
+    def is_guided(self, index: int) -> bool:
+        return self.guided[0] <= self.times[index] <= self.guided[1]
 
-def make_schedule(sampler: str, num_steps: int, time_shift: float = 1.0) -> Schedule:
-    """`num_steps` steps over [0, 0.95], time-shifted, and the closing step to 1 (so num_steps + 1 times)."""
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw: what the sampler's user chooses. Patches may differ from the first to the last, linearly.
+
+    `last_steps` and `last_guidance` are the values for the last patch (None: as for the first). Raises BitDanceError
+    for what cannot be.
+    """
+
+    sampler: str
+    steps: int
+    guidance: float
+    time_shift: float = 1.0
+    last_steps: int | None = None
+    last_guidance: float | None = None
+    guided: tuple[float, float] = (0.0, 1.0)
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise BitDanceError(f"unknown sampler '{self.sampler}', have: {', '.join(SAMPLERS)}")
+        whole_number("steps", self.steps, least=1)
+        if self.last_steps is not None:
+            whole_number("last_steps", self.last_steps, least=1)
+        numbers = {"guidance": self.guidance, "last_guidance": self.last_guidance, "noise_scale": self.noise_scale}
+        for name, value in numbers.items():
+            if value is not None and not (isinstance(value, Real) and 0 <= value < math.inf):
+                raise BitDanceError(f"{name} must be a number of at least 0, found {value!r}")
+        if not (isinstance(self.time_shift, Real) and 0.01 <= self.time_shift <= 100):
+            raise BitDanceError(f"time_shift must lie between 0.01 and 100, found {self.time_shift!r}")
+        if not 0 <= self.guided[0] <= self.guided[1] <= 1:
+            raise BitDanceError(f"the guidance interval must lie in [0, 1], its start first, found {self.guided}")
+
+    @property
+    def branches(self) -> int:
+        """2 where any patch is guided, so that there must be an unconditional branch, else 1."""
+        return 2 if max(self.guidance, self.last_guidance or 0) > 1 else 1
+
+    def guidance_of(self, patch: int, patches: int) -> float:
+        return float(_between(self.guidance, self.last_guidance, patch, patches))
+
+    def schedule_of(self, patch: int, patches: int, start: float = 0.0) -> Schedule:
+        """A patch's schedule, from time `start` on; its count of steps does not depend on `start`."""
+        steps = round(_between(self.steps, self.last_steps, patch, patches))
+        schedule = make_schedule(self.sampler, steps, self.time_shift, start)
+        return replace(schedule, noise_scale=self.noise_scale, guided=self.guided)
+
+
+def _between(first: float, last: float | None, patch: int, patches: int) -> float:
+    """Exactly `first` where there is no other last."""
+    if last is None or last == first or patches == 1:
+        return first
+    return first + (last - first) * patch / (patches - 1)
+
+
+def make_schedule(sampler: str, num_steps: int, time_shift: float = 1.0, start: float = 0.0) -> Schedule:
+    """`num_steps` steps over [start, 0.95], time-shifted, and the closing step to 1 (so num_steps + 1 times).
+
+    A start beyond the last step leaves only the closing one.
+    """
     if sampler not in SAMPLERS:
         raise BitDanceError(f"unknown sampler '{sampler}', have: {', '.join(SAMPLERS)}")
-    t = torch.linspace(0, T_END, whole_number("steps", num_steps, least=1) + 1)
+    # the inverse of the shift below
+    unshifted = 1 / (1 + (1 / start - 1) / time_shift) if start > 0 else 0.0
+    num_steps = whole_number("steps", num_steps, least=1)
+    if unshifted >= T_END:
+        return Schedule(sampler, (start,), (1 - start,))
+    t = torch.linspace(unshifted, T_END, num_steps + 1)
     t = (1 / time_shift) / (1 / time_shift + (1 / t - 1))
     lengths = t.diff()
     # the running time is the float32 sum of the steps, not the grid itself: so it is in the published pipeline
-    times = torch.cat((torch.zeros(1), lengths.cumsum(0))).tolist()
+    times = (start + torch.cat((torch.zeros(1), lengths.cumsum(0)))).tolist()
     if sampler == "euler_maruyama":  # its closing step starts from an unshifted 0.95
         times[-1] = T_END
     return Schedule(sampler, tuple(times), (*lengths.tolist(), 1 - times[-1]))
@@ -73,31 +147,60 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def sample_patch(predict: Predict, noise: Tensor, schedule: Schedule, guidance: float) -> Tensor:
+@dataclass(frozen=True)
+class Known:
+    """What a patch's flow starts from instead of noise alone: bits [n, P, C], +-1, and for each token [n, P] the time
+    until which it stays on the straight path from its noise to them. From 1 on it never leaves it: it is kept.
+    """
+
+    bits: Tensor
+    until: Tensor
+
+    def hold(self, x: Tensor, t: float, since: float, noise: Tensor) -> Tensor:
+        """x at time t, where a step that began at time `since` arrived; tokens not yet free then are on their path."""
+        path = (1 - t) * noise + t * self.bits
+        return torch.where(self.until[..., None] > since + SAME_TIME, path, x)
+
+
+def sample_patch(
+    predict: Predict, noise: Tensor, schedule: Schedule, guidance: float, known: Known | None = None
+) -> Tensor:
     """Carry noise [draws, n, P, C] along the flow; the sign of the result [n, P, C] is the patch's bits.
 
-    With guidance > 1, `predict` returns the conditional rows, then the unconditional ones; else the conditional alone.
+    With guidance > 1, `predict` returns the conditional rows, then the unconditional ones, at times that the schedule
+    guides; else the conditional alone. With `known`, the schedule starts where the first token does.
     """
 
     def velocity(x: Tensor, index: int) -> Tensor:
         x_pred = predict(x, index).float()
         t = schedule.times[index]
-        if guidance <= 1:
+        if guidance <= 1 or not schedule.is_guided(index):
             return velocity_from_x(x_pred, x, t)
         cond, uncond = x_pred.chunk(2)
         return guide(velocity_from_x(cond, x, t), velocity_from_x(uncond, x, t), guidance)
 
-    x = noise[0]
+    def arrive(x: Tensor, index: int) -> Tensor:
+        """At the end of the step of that index."""
+        if known is None:
+            return x
+        return known.hold(x, 1.0 if index == last else schedule.times[index + 1], schedule.times[index], noise[0])
+
+    x, scale = noise[0], schedule.noise_scale
     last = len(schedule.times) - 1
+    if known is not None:
+        x = known.hold(x, schedule.times[0], -1.0, noise[0])
     for index, (t, dt) in enumerate(zip(schedule.times, schedule.lengths)):
         v = velocity(x, index)
         if index == last:
             x = x + dt * v
         elif schedule.sampler == "euler_maruyama":
-            # score = (t v - x) / ((1-t)^2 + t (1-t)) = (t v - x) / (1-t), so drift = v + (1-t) score = (1+t) v - x
-            x = x + dt * ((1 + t) * v - x) + (2 * (1 - t) * dt) ** 0.5 * noise[index + 1]
+            # score = (t v - x) / ((1-t)^2 + t (1-t)) = (t v - x) / (1-t), so drift = v + (1-t) score = (1+t) v - x;
+            # noise of another scale s takes s^2 of the score's part (s = 0: the deterministic flow)
+            drift = (1 + t) * v - x if scale == 1 else v + scale**2 * (t * v - x)
+            x = x + dt * drift + scale * (2 * (1 - t) * dt) ** 0.5 * noise[index + 1]
         elif schedule.sampler == "heun":  # velocity(index + 1) is that of the time this step arrives at
-            x = x + dt / 2 * (v + velocity(x + dt * v, index + 1))
+            x = x + dt / 2 * (v + velocity(arrive(x + dt * v, index), index + 1))
         else:
             x = x + dt * v
+        x = arrive(x, index)
     return x

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from tqdm import tqdm
 
 from .errors import MissingFileError
 
@@ -18,26 +20,41 @@ PUBLISHED_REPOSITORIES = {
     "BitDance-14B-16x": "shallowdream204/BitDance-14B-16x",
 }
 
-Progress = Callable[[int, int], None]  # (bytes here, bytes known so far to be needed); may raise to stop
 
-
-def download(
-    repo_id: str,
-    files: Sequence[str],
-    local_files_only: bool = False,
-    folder: Path | None = None,
-    progress: Progress | None = None,
-) -> Path:
+def download(repo_id: str, files: Sequence[str], local_files_only: bool = False, folder: Path | None = None) -> Path:
     """The local folder of a hub repository, with those of its files that match the patterns in `files`.
 
-    Into `folder`, or the hub's cache; a download that broke off continues at the next call. Shows a bar, or calls
-    `progress` (from several threads).
+    Into `folder`, or the hub's cache. Shows progress; a download that broke off continues at the next call.
     """
     options = {"allow_patterns": list(files), "local_files_only": local_files_only, "local_dir": folder}
-    if progress is not None:
-        options["tqdm_class"] = _reporting(progress)
-    try:
+    with _named_errors(repo_id, local_files_only):
         return Path(snapshot_download(repo_id, **options))
+
+
+def download_size(repo_id: str, files: Sequence[str]) -> int:
+    """Bytes of a hub repository's files that match the patterns in `files`."""
+    with _named_errors(repo_id):
+        tree = list(HfApi().list_repo_tree(repo_id, recursive=True))
+    wanted = [entry for entry in tree if any(fnmatch(entry.path, pattern) for pattern in files)]
+    return sum(getattr(entry, "size", None) or 0 for entry in wanted)  # folders have none
+
+
+def main() -> int:
+    """`REPOSITORY FOLDER PATTERN …`: download; what went wrong goes to stdout, in a line."""
+    repo_id, folder, *files = sys.argv[1:]
+    try:
+        download(repo_id, files, folder=Path(folder))
+    except MissingFileError as error:
+        print(error)
+        return 1
+    return 0
+
+
+@contextmanager
+def _named_errors(repo_id: str, local_files_only: bool = False) -> Iterator[None]:
+    """Whatever the hub's library raises, as MissingFileError that says what to do."""
+    try:
+        yield
     except (RepositoryNotFoundError, HFValidationError) as error:
         reason = "the hub has no such public repository"
         raise MissingFileError(f"'{repo_id}' is no folder here, and {reason}") from error
@@ -45,16 +62,8 @@ def download(
         reason = "it is not in the hub cache" if local_files_only else "the hub cannot be reached"
         raise MissingFileError(f"'{repo_id}' is no folder here, and {reason}") from error
     except Exception as error:  # whatever the library's HTTP client raises: it has changed from version to version
-        message = f"downloading '{repo_id}' broke off ({type(error).__name__}: {error}); the next try continues it"
+        kind = type(error).__name__
+        if "Connect" in kind or "Offline" in kind:
+            raise MissingFileError(f"'{repo_id}' is no folder here, and the hub cannot be reached") from error
+        message = f"downloading '{repo_id}' broke off ({kind}: {error}); the next try continues it"
         raise MissingFileError(message) from error
-
-
-def _reporting(progress: Progress) -> type[tqdm]:
-    class Reporting(tqdm):
-        def update(self, n: float | None = 1) -> bool | None:
-            shown = super().update(n)
-            if self.unit == "B":  # the other bars count files
-                progress(int(self.n), int(self.total or 0))
-            return shown
-
-    return Reporting

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 
 import torch
@@ -16,8 +15,9 @@ from .attention import AttentionFn, attention
 from .autoencoder import BinaryAutoencoder
 from .checkpoint import locate, read_checkpoint
 from .config import BitDanceConfig, Size
+from .editing import make_edit
 from .errors import BitDanceError, whole_number
-from .flow import make_schedule
+from .flow import Sampling
 from .generate import Callback, Cancel, check_cancelled, generate
 from .model import BitDance
 from .patches import Grid
@@ -98,39 +98,66 @@ class BitDancePipeline:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
-        num_images: int = 1,
+        num_images: int | None = None,
         negative_prompt: str | None = None,
+        init_bits: Tensor | None = None,
+        denoise: float = 1.0,
+        mask: Tensor | None = None,
         sampler: str = "euler_maruyama",
         allow_untrained_size: bool = False,
         callback: Callback | None = None,
         cancel: Cancel | None = None,
+        last_steps: int | None = None,
+        last_guidance: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        noise_scale: float = 1.0,
+        time_shift: float | None = None,
     ) -> GenerateOutput:
         """Draw `num_images` pictures of a prompt. The same arguments mean the same noise on every device.
 
-        Size, steps and guidance default to the model's own. guidance <= 1 draws without an unconditional branch;
-        negative_prompt takes the place of the empty one in it. `callback(patch, patches, bits)` is called after each
-        patch with the grid so far (n, C, h, w), +-1 where drawn and 0 elsewhere; `cancel()` is asked before every
-        network call and stops the run with `Cancelled` when it returns True. Raises BitDanceError before any work
-        for a size, sampler or number that cannot be.
+        Size, steps and guidance default to the model's own; with `init_bits` the size is theirs. guidance <= 1 draws
+        without an unconditional branch; negative_prompt takes the place of the empty one in it.
+        `callback(patch, patches, bits)` is called after each drawn patch with the grid so far (n, C, h, w), +-1 where
+        there are bits and 0 elsewhere; `cancel()` is asked before every network call and stops the run with
+        `Cancelled` when it returns True. Raises BitDanceError before any work for what cannot be.
+
+        Editing: `init_bits` (num_images or 1, C, h, w), bool, are what the flow starts from, at time 1 - `denoise`;
+        `mask` (num_images or 1, H, W), 1 = redraw, keeps every token exactly in which it stays below 0.5 (see
+        `make_edit`). denoise 1 without a mask draws afresh, 0 returns the bits.
+
+        `last_steps` and `last_guidance` are for the last patch, reached linearly from `steps` and `guidance`; outside
+        of `guidance_interval`, times in [0, 1], only the conditional half of the head runs; `noise_scale` multiplies
+        the noise of euler_maruyama's steps (0: the deterministic flow); `time_shift` replaces the model's own.
         """
         defaults = self.config.defaults
+        if init_bits is not None and init_bits.ndim == 4:
+            height, width = self._size_of(init_bits, height, width)
         height = defaults.default_size[0] if height is None else height
         width = defaults.default_size[1] if width is None else width
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
         if not isinstance(prompt, str) or not isinstance(negative_prompt, str | None):
             raise BitDanceError("prompt and negative_prompt must be text")
-        if not isinstance(guidance, Real) or not 0 <= guidance < math.inf:
-            raise BitDanceError(f"guidance must be a number of at least 0, found {guidance!r}")
-        guidance = float(guidance)
+        if num_images is None:
+            num_images = 1 if init_bits is None else len(init_bits)
         num_images = whole_number("num_images", num_images, least=1)
         seed = whole_number("seed", seed, least=0, most=2**64 - 1)
         grid = make_grid(self.config, self.prompts, height, width, allow_untrained_size)
-        schedule = make_schedule(sampler, steps, self.config.head.time_shift)
+        sampling = Sampling(
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            time_shift=self.config.head.time_shift if time_shift is None else time_shift,
+            last_steps=last_steps,
+            last_guidance=last_guidance,
+            guided=guidance_interval,
+            noise_scale=noise_scale,
+        )
+        edit = make_edit(init_bits, denoise, mask, grid, num_images, self.config.head.bits)
 
         opening = self.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
         branches = [self.prompts.conditional(prompt) + opening]
-        if guidance > 1:
+        if sampling.branches > 1:
             negative = self.prompts.conditional(negative_prompt) if negative_prompt else self.prompts.unconditional()
             branches.append(negative + opening)
         # on the CPU, so that a seed means the same picture on every device
@@ -139,14 +166,14 @@ class BitDancePipeline:
             self.model,
             branches,
             grid,
-            schedule,
-            guidance,
+            sampling,
             num_images,
             generator,
             self.device,
             self.dtype,
             callback,
             cancel,
+            edit,
         )
         # one picture at a time: decoding takes more memory than all else
         images = []
@@ -154,6 +181,14 @@ class BitDancePipeline:
             check_cancelled(cancel)
             images += to_images(self.tokenizer.decode(row, generator))
         return GenerateOutput(images, (bits > 0).cpu())
+
+    def _size_of(self, bits: Tensor, height: int | None, width: int | None) -> Size:
+        """In pixels; a height or width that was asked for must be that of the bits."""
+        step = self.config.autoencoder.downscale
+        size = bits.shape[2] * step, bits.shape[3] * step
+        if height not in (None, size[0]) or width not in (None, size[1]):
+            raise BitDanceError(f"init_bits are of {size[0]}x{size[1]} pixels (height x width), not {height}x{width}")
+        return size
 
 
 def make_grid(

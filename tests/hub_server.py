@@ -4,6 +4,7 @@ import hashlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +14,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve(repo_id: str, folder: Path, break_once: str | None = None) -> Iterator[tuple[str, list[str]]]:
+def serve(
+    repo_id: str, folder: Path, break_once: str | None = None, slow: str | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """The server's address, and a list that grows with the name of every file it sends ("NAME from BYTE" for a rest).
 
-    The connection breaks in the middle of the file `break_once`, once.
+    The connection breaks in the middle of the file `break_once`, once; the file `slow` comes at some KB a second.
     """
     to_break = [break_once]
     sent: list[str] = []
@@ -53,14 +56,18 @@ def serve(repo_id: str, folder: Path, break_once: str | None = None) -> Iterator
             sent.append(f"{name} from {start}" if start else name)
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            return self.reply(206 if start else 200, data[start:], headers, body)
+            return self.reply(206 if start else 200, data[start:], headers, body, pause=0.5 if name == slow else 0)
 
-        def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool, keep: int | None = None) -> None:
+        def reply(self, status: int, data: bytes, headers: dict[str, str], body: bool, keep=None, pause=0.0) -> None:
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if body:
+            if body and pause:
+                for first in range(0, len(data), 2**14):
+                    self.wfile.write(data[first : first + 2**14])
+                    time.sleep(pause)
+            elif body:
                 self.wfile.write(data[:keep])
             if keep is not None:
                 self.wfile.flush()

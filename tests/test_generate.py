@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import golden
 import reference
 from bitdance_core import BitDanceError, BitDancePipeline, Cancelled
-from bitdance_core.flow import SAMPLERS, make_schedule, plan_noise
+from bitdance_core.flow import SAMPLERS, Sampling, plan_noise
 from bitdance_core.generate import generate
 from bitdance_core.patches import Grid
 from bitdance_core.pipeline import make_grid
@@ -17,11 +17,12 @@ from bitdance_core.pipeline import make_grid
 PROMPTS = ("a photo of a red cat on the beach", "x")
 
 
-def planned(grid, schedule, seed):
-    """What `generate` draws for one image, patch by patch."""
+def planned(grid, sampling, seed, images=1):
+    """What `generate` draws, patch by patch."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, grid.tokens_per_patch, 16)
-    return [plan_noise(shape, schedule.noise_draws, generator) for _ in range(grid.num_patches)]
+    shape = (images, grid.tokens_per_patch, 16)
+    draws = sampling.schedule_of(0, grid.num_patches).noise_draws
+    return [plan_noise(shape, draws, generator) for _ in range(grid.num_patches)]
 
 
 def branches_of(pipe, grid, prompt, guidance):
@@ -37,11 +38,11 @@ def test_cached_and_batched_equals_uncached(name, guidance, sampler):
     pipe = golden.load(name, torch.float64).pipe
     grid = make_grid(pipe.config, pipe.prompts, 64, 96)
     branches = branches_of(pipe, grid, PROMPTS[0], guidance)
-    schedule = make_schedule(sampler, 4)
+    sampling = Sampling(sampler, 4, guidance)
     generator = torch.Generator().manual_seed(5)
-    fast = generate(pipe.model, branches, grid, schedule, guidance, 1, generator, "cpu", torch.float64)
-    noise = planned(grid, schedule, seed=5)
-    assert torch.equal(fast > 0, 0 < reference.generate(pipe.model, branches, grid, schedule, guidance, noise))
+    fast = generate(pipe.model, branches, grid, sampling, 1, generator, "cpu", torch.float64)
+    noise = planned(grid, sampling, seed=5)
+    assert torch.equal(fast > 0, 0 < reference.generate(pipe.model, branches, grid, sampling, noise))
 
 
 @settings(max_examples=12, deadline=None)
@@ -58,23 +59,13 @@ def test_a_batch_is_its_images_drawn_alone(images, rows, columns, guidance, prom
     pipe = golden.load("t2i_p16", torch.float64).pipe
     grid = Grid(4 * rows, 4 * columns, 4)
     branches = branches_of(pipe, grid, prompt, guidance)
-    schedule = make_schedule("euler_maruyama", 2)
+    sampling = Sampling("euler_maruyama", 2, guidance)
+    noise = planned(grid, sampling, seed, images)
     generator = torch.Generator().manual_seed(seed)
-    noise = [plan_noise((images, 16, 16), schedule.noise_draws, generator) for _ in range(grid.num_patches)]
-    together = generate(
-        pipe.model,
-        branches,
-        grid,
-        schedule,
-        guidance,
-        images,
-        torch.Generator().manual_seed(seed),
-        "cpu",
-        torch.float64,
-    )
+    together = generate(pipe.model, branches, grid, sampling, images, generator, "cpu", torch.float64)
     for image in range(images):
         own = [draws[:, image : image + 1] for draws in noise]
-        alone = reference.generate(pipe.model, branches, grid, schedule, guidance, own)
+        alone = reference.generate(pipe.model, branches, grid, sampling, own)
         assert torch.equal(together[image : image + 1] > 0, alone > 0)
 
 
@@ -87,8 +78,8 @@ def test_padding_does_not_matter():
     negative = "a very long negative prompt, longer than the prompt itself by far"
     branches = [pipe.prompts.conditional("x") + opening, pipe.prompts.conditional(negative) + opening]
     output = pipe.generate("x", negative_prompt=negative, **settings)
-    schedule = make_schedule("euler_maruyama", 4)
-    expected = reference.generate(pipe.model, branches, grid, schedule, 2.0, planned(grid, schedule, seed=3))
+    sampling = Sampling("euler_maruyama", 4, 2.0)
+    expected = reference.generate(pipe.model, branches, grid, sampling, planned(grid, sampling, seed=3))
     assert torch.equal(output.bits, expected > 0)
 
 
