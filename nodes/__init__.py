@@ -12,9 +12,10 @@ from .bits import (
     BitDanceTokenizerDecode,
     BitDanceTokenizerEncode,
 )
+from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
 from .loaders import BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer
-from .sampling import BitDanceNextPatchSampler
+from .sampling import BitDanceNextPatchSampler, BitDanceSamplingOptions
 from .text import BitDanceTextEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -22,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     BitDanceTextEncode,
     BitDanceEmptyBits,
     BitDanceNextPatchSampler,
+    BitDanceSamplingOptions,
     BitDanceTokenizerDecode,
     BitDanceTokenizerEncode,
     BitDanceBitsToLatent,
@@ -30,6 +32,10 @@ NODES: list[type[io.ComfyNode]] = [
     BitDanceLoadLora,
     BitDanceSaveBits,
     BitDanceLoadBits,
+    BitDancePadBits,
+    BitDanceVaryBits,
+    BitDanceBlendBits,
+    BitDanceInspectBits,
 ]
 
 

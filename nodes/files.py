@@ -34,7 +34,7 @@ class BitDanceSaveBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, bits: BitGrid, filename_prefix) -> io.NodeOutput:
-        saved = bit_files.save(bits, filename_prefix, cls.hidden.extra_pnginfo)
+        saved = bit_files.save(bits, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo)
         return io.NodeOutput(bits, ui={"bits": [saved]})
 
 
@@ -60,12 +60,13 @@ class BitDanceLoadBits(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, bits_file):
-        # files that were saved since the page was loaded are in no list there
-        return True if bit_files.exists(bits_file) else f"there is no file of bits '{bits_file}'"
+        # None: it comes from another node. Files that were saved since the page was loaded are in no list there
+        known = bits_file is None or bit_files.exists(bits_file)
+        return True if known else f"there is no file of bits '{bits_file}'"
 
     @classmethod
     def fingerprint_inputs(cls, bits_file):
-        return bit_files.fingerprint(bits_file)
+        return bit_files.fingerprint(bits_file) if bits_file else None
 
     @classmethod
     def execute(cls, bits_file) -> io.NodeOutput:

@@ -48,15 +48,15 @@ class BitDanceLoadModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name):
-        # a "(download)" name stays good once the model is here, though the list then has the bare name
+        # None: it comes from another node. A "(download)" name stays good once the model is here, under its bare name
         known = folders.model_names()
-        if model_name in known or model_name.removesuffix(folders.DOWNLOAD) in known:
+        if model_name is None or model_name in known or str(model_name).removesuffix(folders.DOWNLOAD) in known:
             return True
         return f"there is no BitDance model '{model_name}'; have: {', '.join(known)}"
 
     @classmethod
     def fingerprint_inputs(cls, model_name, weight_dtype):
-        return folders.fingerprint(model_name)
+        return folders.fingerprint(model_name) if model_name else None
 
     @classmethod
     def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
@@ -89,7 +89,7 @@ class BitDanceLoadTokenizer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, tokenizer_name):
-        return folders.fingerprint(tokenizer_name)
+        return folders.fingerprint(tokenizer_name) if tokenizer_name else None
 
     @classmethod
     def execute(cls, tokenizer_name) -> io.NodeOutput:

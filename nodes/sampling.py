@@ -1,12 +1,12 @@
-"""Next-Patch Sampler."""
+"""Next-Patch Sampler, Sampling Options."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..bitdance_core.flow import SAMPLERS
-from .adapter.sampling import draw
-from .sockets import ALIASES, CATEGORY, Bits
+from .adapter.sampling import Options, draw
+from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
 
 
 class BitDanceNextPatchSampler(io.ComfyNode):
@@ -27,7 +27,7 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                     optional=True,
                     tooltip="What to steer away from. Not connected: the model's own unconditional template.",
                 ),
-                Bits.Input("bits", tooltip="The canvas: Empty Bits, or bits whose size and count are taken."),
+                Bits.Input("bits", tooltip="The canvas: Empty Bits, or bits to redraw in (with denoise or mask)."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -66,9 +66,15 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="1 draws afresh. Less is for editing, which this version cannot do yet.",
+                    tooltip="How much of given bits to redraw: 1 draws afresh, 0 leaves them as they are.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="For editing, which this version cannot do yet."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="What to redraw, in a size of any kind: a token is redrawn where the mask reaches 0.5 at "
+                    "any of its pixels; all others stay exactly as they are.",
+                ),
+                SamplingOptions.Input("options", optional=True, tooltip="From Sampling Options."),
                 io.Boolean.Input(
                     "allow_untrained_size",
                     default=False,
@@ -93,6 +99,7 @@ class BitDanceNextPatchSampler(io.ComfyNode):
         denoise,
         negative=None,
         mask=None,
+        options=None,
         allow_untrained_size=False,
     ) -> io.NodeOutput:
         return io.NodeOutput(
@@ -107,6 +114,78 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                 sampler=sampler_name,
                 denoise=denoise,
                 mask=mask,
+                options=options or Options(),
                 allow_untrained_size=allow_untrained_size,
             )
         )
+
+
+class BitDanceSamplingOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="BitDanceSamplingOptions",
+            display_name="Sampling Options",
+            category=CATEGORY,
+            description="What the Next-Patch Sampler can vary beyond its own inputs. Every setting starts where it "
+            "changes nothing.",
+            search_aliases=[*ALIASES, "guidance", "cfg schedule", "advanced", "time shift"],
+            inputs=[
+                io.Int.Input(
+                    "last_steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Steps for the last patch, reached linearly from the sampler's. 0: the same for all.",
+                ),
+                io.Float.Input(
+                    "last_cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance for the last patch, reached linearly from the sampler's. 0: the same for all.",
+                ),
+                io.Float.Input(
+                    "guide_from",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The time (0 noise, 1 bits) from which a patch is guided; before it, only the prompt's "
+                    "half of the head runs, at half the work.",
+                ),
+                io.Float.Input(
+                    "guide_to",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The time until which a patch is guided; at least guide_from.",
+                ),
+                io.Float.Input(
+                    "noise_scale",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How much noise euler_maruyama adds at each step. 1: as published, 0: none.",
+                ),
+                io.Float.Input(
+                    "time_shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Above 1 spends more of the steps close to the noise, below 1 close to the bits. 0: the "
+                    "model's own (1 for all published models).",
+                ),
+            ],
+            outputs=[SamplingOptions.Output("options", tooltip="For the Next-Patch Sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, last_steps, last_cfg, guide_from, guide_to, noise_scale, time_shift) -> io.NodeOutput:
+        return io.NodeOutput(Options(last_steps, last_cfg, (guide_from, guide_to), noise_scale, time_shift))

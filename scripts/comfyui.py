@@ -90,9 +90,9 @@ class Server:
         return json.loads(content) if content.strip() else None
 
     def queue(self, prompt: dict, **extra: Any) -> str:
-        """Queue a graph in API format; its prompt id. Raises RuntimeError with ComfyUI's answer if it is refused."""
+        """Queue a graph in API format; its prompt id. Raises RuntimeError with ComfyUI's answer to a wrong graph."""
         answer = self.post("/prompt", {"prompt": prompt, **extra})
-        if "prompt_id" not in answer:
+        if "prompt_id" not in answer or answer.get("node_errors"):  # which may concern one output of many
             raise RuntimeError(json.dumps(answer))
         return answer["prompt_id"]
 

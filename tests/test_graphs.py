@@ -301,7 +301,7 @@ def refused(changes):
     [
         ({"3": {"width": 96, "height": 96}}, "96x96 (height x width) is not a size that builtin was trained on"),
         ({"3": {"width": 64, "height": 0}}, "width and height must both be set"),
-        ({"3": {"width": 96}, "4": {"allow_untrained_size": True, "denoise": 0.5}}, "denoise"),
+        ({"4": {"denoise": 0.5}}, "denoise below 1 and masks need bits to start from"),
         ({"3": {"width": 100, "height": 100}, "4": {"allow_untrained_size": True}}, "multiples of 32 pixels"),
         ({"1": {"model_name": "t2i_p64"}, "3": {"width": 72, "height": 72}}, "must be multiples of"),
     ],
@@ -351,15 +351,15 @@ def joined_prompts(node):
     def build(graph, loader):
         one = graph.add("CLIPTextEncode", clip=loader[1], text=PROMPT)
         two = graph.add("CLIPTextEncode", clip=loader[1], text="a small green circle on a white background")
+        area = graph.add("ConditioningSetArea", conditioning=one[0], width=64, height=64, x=0, y=0, strength=1.0)
         joined = {
             "ConditioningCombine": {"conditioning_1": one[0], "conditioning_2": two[0]},
             "ConditioningConcat": {"conditioning_to": one[0], "conditioning_from": two[0]},
             "ConditioningAverage": {
                 "conditioning_to": one[0], "conditioning_from": two[0], "conditioning_to_strength": 0.5,
             },
-            "ConditioningSetArea": {
-                "conditioning": one[0], "width": 64, "height": 64, "x": 0, "y": 0, "strength": 1.0,
-            },
+            "ConditioningSetTimestepRange": {"conditioning": one[0], "start": 0.2, "end": 1.0},
+            "ConditioningSetAreaStrength": {"conditioning": area[0], "strength": 0.5},
         }[node]  # fmt: skip
         canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
         show(graph, loader, sample(graph, loader[0], graph.add(node, **joined)[0], canvas[0]))
@@ -391,7 +391,8 @@ def wrong_latent(graph, loader):
         (joined_prompts("ConditioningCombine"), "combines 2 prompts"),
         (joined_prompts("ConditioningConcat"), "averaged or concatenated"),
         (joined_prompts("ConditioningAverage"), "averaged or concatenated"),
-        (joined_prompts("ConditioningSetArea"), "has area set"),
+        (joined_prompts("ConditioningSetAreaStrength"), "must have strength 1"),
+        (joined_prompts("ConditioningSetTimestepRange"), "has start percent set"),
         (empty_canvas, "this is an empty canvas"),
         (saved_canvas, "an empty canvas has no bits to save"),
         (wrong_latent, "decodes 32 bits a token"),
@@ -433,6 +434,32 @@ def test_a_damaged_model_is_named_and_nothing_stays(run, server, base):
         run(text_to_image(model="damaged"))
     shutil.copy(base / "models" / "bitdance" / "t2i_p16" / head.name, head)
     assert run(text_to_image(model="damaged", steps=1))
+
+
+def test_a_broken_index_of_shards_hides_nothing_else(run, server, base):
+    folder = base / "models" / "bitdance" / "broken"
+    shutil.copytree(base / "models" / "bitdance" / "t2i_p16", folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.no')
+    listed = server.get("/object_info/BitDanceLoadModel")["BitDanceLoadModel"]["input"]["required"]["model_name"]
+    assert {"builtin", "broken"} <= set(listed[1]["options"])
+    with pytest.raises(RuntimeError, match="model.safetensors.index.json is not valid JSON"):
+        run(text_to_image(model="broken"))
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["BitDanceLoadModel", "BitDanceLoadTokenizer", "BitDanceLoadBits"])
+def test_a_linked_name_is_comfyuis_to_judge(server, name):
+    """Links reach our own validation without a value."""
+    graph = Graph()
+    text = graph.add("PrimitiveString", value="builtin")
+    inputs = {"BitDanceLoadModel": "model_name", "BitDanceLoadTokenizer": "tokenizer_name"}
+    linked = {inputs.get(name, "bits_file"): text[0]}
+    if name == "BitDanceLoadModel":
+        linked["weight_dtype"] = "default"
+    graph.add("PreviewAny", source=graph.add(name, **linked)[0])
+    with pytest.raises(RuntimeError, match="Return type mismatch"):
+        server.queue(graph)
 
 
 def test_lora_nodes_change_the_picture_and_only_theirs(run, base):

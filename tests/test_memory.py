@@ -16,7 +16,8 @@ from bitdance_core import BitDancePipeline
 from bitdance_core.autoencoder import BinaryAutoencoder
 from bitdance_core.checkpoint import ASSETS, read_checkpoint
 from bitdance_core.config import AutoencoderConfig
-from bitdance_core.flow import make_schedule
+from bitdance_core.editing import make_edit
+from bitdance_core.flow import Sampling
 from bitdance_core.generate import generate
 from bitdance_core.patches import Grid
 from graphs import PROMPT
@@ -52,9 +53,9 @@ def draw(model, branches=None, num_images=1, steps=4):
     grid = Grid(8, 8, 4)
     opening = host.prompts.opening(8, 8, 16)
     branches = branches or [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening]
-    schedule = make_schedule("euler_maruyama", steps)
+    sampling = Sampling("euler_maruyama", steps, 3.0)
     generator = torch.Generator().manual_seed(0)
-    bits = generate(host.diffusion_model, branches, grid, schedule, 3.0, num_images, generator, CPU, torch.float32)
+    bits = generate(host.diffusion_model, branches, grid, sampling, num_images, generator, CPU, torch.float32)
     return bits > 0
 
 
@@ -117,8 +118,48 @@ def test_the_dynamic_construction_path_draws_the_same(pack, latent_format, expec
     assert draw(model).equal(expected)
 
 
-def test_the_head_comes_first_and_neither_counts_the_others_weights(pack, model):
-    head, language_model = pack.model.patchers_of(model)
+def test_a_small_card_keeps_the_head_and_streams_the_language_model(pack, model, monkeypatch):
+    """A card with room for the head and a fifth of the language model, as ComfyUI's legacy loader sees it."""
+    import comfy.model_management as mm
+
+    patchers = pack.model.patchers_of(model)
+    (head,) = (patcher for patcher in patchers if patcher is not model)
+    room = head.model_size() + model.model_size() // 5
+
+    def free(device=None, torch_free_too=False):
+        return room - head.loaded_size() - model.loaded_size()
+
+    monkeypatch.setattr(mm, "current_loaded_models", [])
+    monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(mm, "vram_state", mm.VRAMState.NORMAL_VRAM)
+    monkeypatch.setattr(mm, "get_free_memory", free)
+    monkeypatch.setattr(mm, "minimum_inference_memory", lambda: 0)
+    monkeypatch.setattr(mm, "extra_reserved_memory", lambda: 0)
+    mm.load_models_gpu(patchers, memory_required=0)
+    assert head.loaded_size() == head.model_size()
+    assert model.loaded_size() < 0.4 * model.model_size()
+
+
+def test_a_model_that_comfyui_makes_anew_brings_its_own_head(pack, model, expected):
+    """For another device, another GPU, or without dynamic memory, a clone is loaded from the file again."""
+    import comfy.model_management as mm
+
+    key = "diffusion_model.head.final_layer.linear.weight"
+    model.add_patches({key: ("diff", (torch.randn(32, 256, generator=torch.Generator().manual_seed(0)),))})
+    mm.load_models_gpu(pack.model.patchers_of(model))
+    patched = draw(model)
+    assert not patched.equal(expected)
+    anew = model.clone(force_deepcopy=True)
+    assert anew.model is not model.model
+    (head,) = (patcher for patcher in pack.model.patchers_of(anew) if patcher is not anew)
+    assert head.model.diffusion_model.head is anew.model.diffusion_model.head
+    assert head.load_device == anew.load_device
+    mm.load_models_gpu(pack.model.patchers_of(anew))
+    assert draw(anew).equal(patched)
+
+
+def test_neither_patcher_counts_the_others_weights(pack, model):
+    language_model, head = pack.model.patchers_of(model)
     assert language_model is model and isinstance(head.model, pack.model.BitDanceHead)
     network = model.model.diffusion_model
     sizes = [sum(p.nbytes for p in part.parameters()) for part in (network.head, network.backbone, network.projector)]
@@ -188,12 +229,26 @@ def test_the_memory_that_is_asked_for_is_what_drawing_takes(pack, model, height,
     opening = host.prompts.opening(height, width, 16)
     branches = [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening][:prompts]
     estimate = pack.model.memory_needed(host, grid, [len(ids) for ids in branches], num_images, steps)
-    schedule = make_schedule("euler_maruyama", steps)
+    sampling = Sampling("euler_maruyama", steps, 3.0 if prompts == 2 else 1.0)
     generator = torch.Generator().manual_seed(0)
-    guidance = 3.0 if prompts == 2 else 1.0
-    network = host.diffusion_model
     with PeakMemory() as memory:
-        generate(network, branches, grid, schedule, guidance, num_images, generator, CPU, torch.float32)
+        generate(host.diffusion_model, branches, grid, sampling, num_images, generator, CPU, torch.float32)
+    assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)
+
+
+def test_the_memory_of_an_edit_counts_what_is_read_at_once(pack, model):
+    """The last patch of many: all others go through the language model in one pass."""
+    host, grid = model.model, Grid(16, 32, 4)
+    opening = host.prompts.opening(16, 32, 16)
+    branches = [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening]
+    mask = torch.zeros(1, 16, 32)
+    mask[:, -1, -1] = 1
+    edit = make_edit(torch.zeros(1, 32, 16, 32, dtype=torch.bool), 1.0, mask, grid, 1, 32)
+    estimate = pack.model.memory_needed(host, grid, [len(ids) for ids in branches], 1, 4, edit.longest_read(grid))
+    sampling, generator = Sampling("euler_maruyama", 4, 3.0), torch.Generator().manual_seed(0)
+    with PeakMemory() as memory:
+        generate(host.diffusion_model, branches, grid, sampling, 1, generator, CPU, torch.float32, edit=edit)
+    assert edit.longest_read(grid) == 31
     assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)
 
 
@@ -335,3 +390,22 @@ def test_the_memory_of_the_tokenizer_is_what_it_takes(pack, tmp_path, config):
         (decoding, vae.memory_used_decode(bits.shape, torch.float32)),
     ):
         assert memory.peak <= estimate <= 1.5 * memory.peak, (memory.peak, estimate)
+
+
+@pytest.mark.parametrize(("height", "width"), [(520, 72), (136, 520)])
+def test_tiles_of_odd_pictures_lie_on_the_token_grid(pack, height, width):
+    vae = pack.vae.BinaryVAE(ASSETS / "builtin")
+    pixels = torch.from_numpy(pictures.draw(pictures.parse(PROMPT), height, width))[None] / 255
+    bits = vae.encode(pixels)
+    assert (vae.encode_tiled(pixels, tile_x=256, tile_y=256, overlap=64) != bits).float().mean() < 0.06
+    assert (vae.decode_tiled(bits, 32, 32, 8) - vae.decode(bits)).abs().mean() * 255 < 6
+
+
+def test_odd_images_are_encoded_or_named(pack):
+    vae = pack.vae.BinaryVAE(ASSETS / "builtin")
+    grey = torch.rand(1, 64, 64, 1)
+    assert vae.encode(grey).equal(vae.encode(grey.expand(-1, -1, -1, 3)))
+    assert vae.encode(torch.rand(2, 71, 66, 4)).shape == (2, 32, 8, 8)
+    for encode in (vae.encode, lambda image: vae.encode_tiled(image, 512, 512, 64)):
+        with pytest.raises(ValueError, match=r"at least 8x8 pixels \(one token\), found 3 channels and 64x0 pixels"):
+            encode(torch.rand(1, 7, 64, 3))

@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ IDS = {
         ["model", "positive", "bits", "seed", "steps", "cfg", "sampler_name", "denoise"],
         ["BITDANCE_BITS"],
     ),
+    "BitDanceSamplingOptions": (
+        ["last_steps", "last_cfg", "guide_from", "guide_to", "noise_scale", "time_shift"],
+        ["BITDANCE_OPTIONS"],
+    ),
+    "BitDancePadBits": (["model", "bits", "left", "top", "right", "bottom"], ["BITDANCE_BITS", "MASK"]),
+    "BitDanceVaryBits": (["bits", "share", "seed"], ["BITDANCE_BITS"]),
+    "BitDanceBlendBits": (["below", "above", "mask"], ["BITDANCE_BITS"]),
+    "BitDanceInspectBits": (["bits"], ["IMAGE", "IMAGE", "STRING"]),
     "BitDanceTokenizerEncode": (["vae", "image"], ["BITDANCE_BITS"]),
     "BitDanceTokenizerDecode": (["vae", "bits"], ["IMAGE"]),
     "BitDanceBitsToLatent": (["bits"], ["LATENT"]),
@@ -41,7 +50,7 @@ def test_the_nodes_are_the_designs(schemas):
     for name, (inputs, outputs) in IDS.items():
         assert (schemas[name]["input_order"]["required"], schemas[name]["output"]) == (inputs, outputs)
     assert schemas["BitDanceNextPatchSampler"]["input_order"]["optional"] == [
-        "negative", "mask", "allow_untrained_size",
+        "negative", "mask", "options", "allow_untrained_size",
     ]  # fmt: skip
     assert schemas["BitDanceNextPatchSampler"]["input"]["required"]["seed"][1]["control_after_generate"] is True
     assert schemas["BitDanceLoadModel"]["input"]["required"]["model_name"][1]["options"][0] == "builtin"
@@ -116,6 +125,30 @@ def test_a_published_model_comes_only_when_it_is_picked(comfyui, tmp_path):
             fetched = len(sent)
             graph["4"]["inputs"]["seed"] = 1
             assert error_of(server.wait(server.queue(graph))) is None and len(sent) == fetched
+
+
+def test_a_download_is_interrupted_at_once_and_goes_on_later(comfyui, tmp_path):
+    name = "BitDance-14B-16x"
+    folder = tmp_path / "base" / "models" / "bitdance" / name
+    with serve(f"shallowdream204/{name}", ROOT / "tests" / "data" / "t2i_p16", slow="ae.safetensors") as (
+        address,
+        sent,
+    ):
+        env = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+        with Server(Path(sys.executable), comfyui, tmp_path / "base", "--cpu", env=env) as server:
+            graph = text_to_image(model=f"{name} (download)", steps=1)
+            prompt_id = server.queue(graph)
+            while "ae.safetensors" not in sent:  # which takes minutes
+                time.sleep(0.1)
+            server.post("/interrupt", {})
+            assert error_of(server.wait(prompt_id, timeout=30)) == "interrupted"
+            assert not (folder / "ae.safetensors").exists()
+    with serve(f"shallowdream204/{name}", ROOT / "tests" / "data" / "t2i_p16") as (address, sent):
+        env["HF_ENDPOINT"] = address
+        with Server(Path(sys.executable), comfyui, tmp_path / "base", "--cpu", env=env) as server:
+            history = server.wait(server.queue(graph))
+            assert error_of(history) is None and len(server.images(history)) == 1
+            assert "config.json" not in sent and any(file.startswith("ae.safetensors") for file in sent)
 
 
 def test_an_unreachable_hub_is_said_in_a_sentence(comfyui, tmp_path):

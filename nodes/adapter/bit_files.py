@@ -18,15 +18,18 @@ EXAMPLE, OUTPUT = "example/", " [output]"
 SUFFIX = ".safetensors"
 
 
-def save(bits: BitGrid, prefix: str, extra_pnginfo: dict | None) -> dict[str, str]:
-    """Write under the output folder, numbered like images; what the page needs to know of the file."""
+def save(bits: BitGrid, prefix: str, graph: dict | None, extra_pnginfo: dict | None) -> dict[str, str]:
+    """Write under the output folder, numbered like images; what the page needs to know of the file.
+
+    `graph` is what was queued, `extra_pnginfo` what the page sent with it (the workflow).
+    """
     folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()
     )
     name = f"{filename}_{counter:05}_{SUFFIX}"
+    metadata = {key: json.dumps(value) for key, value in {"graph": graph, **(extra_pnginfo or {})}.items()}
     if args.disable_metadata:
-        bits, extra_pnginfo = replace(bits, prompt=""), None
-    metadata = {key: json.dumps(value) for key, value in (extra_pnginfo or {}).items()}
+        bits, metadata = replace(bits, prompt=""), {}
     save_bits(bits, Path(folder) / name, metadata)
     return {"filename": name, "subfolder": subfolder, "type": "output"}
 
@@ -42,7 +45,10 @@ def names() -> list[str]:
 
 
 def exists(name: str) -> bool:
-    return name.endswith((SUFFIX, SUFFIX + OUTPUT)) and _locate(name).is_file()
+    try:
+        return str(name).endswith((SUFFIX, SUFFIX + OUTPUT)) and _locate(str(name)).is_file()
+    except ValueError:  # ComfyUI's word for a path that leads out of its folders
+        return False
 
 
 def path(name: str) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import threading
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -14,6 +17,7 @@ from ...bitdance_core import hub
 from ...bitdance_core.checkpoint import ASSETS, MODEL_FILES, builtin_models, missing_files
 from ...bitdance_core.errors import BitDanceError, MissingFileError
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = "bitdance"  # under models/, and in extra_model_paths.yaml
 DOWNLOAD = " (download)"
 DEPTH = 3  # how far below a models folder we look
@@ -69,10 +73,10 @@ def tokenizer_path(name: str) -> Path:
 
 
 def fingerprint(name: str) -> list[tuple[str, int, int]]:
-    """Changes when a file of a model or a tokenizer does. Downloads nothing."""
-    if name.endswith(DOWNLOAD) and name.removesuffix(DOWNLOAD) not in _model_folders():
+    """Changes when a file of a model or a tokenizer does; what is still to be downloaded never does."""
+    if name.endswith(DOWNLOAD):
         return []
-    path = tokenizer_path(name.removesuffix(DOWNLOAD))
+    path = tokenizer_path(name)
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
@@ -85,29 +89,52 @@ def _model_folders() -> dict[str, Path]:
             path = Path(folder)
             name = path.relative_to(root).as_posix()
             subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and name.count("/") < DEPTH)
-            if not missing_files(path):
+            if _is_model(path):
                 found.setdefault(name, path)
                 subfolders.clear()
     return found
 
 
+def _is_model(folder: Path) -> bool:
+    """Complete, or damaged in a way that loading it will name."""
+    try:
+        return not missing_files(folder)
+    except BitDanceError:
+        return True
+
+
 def _download(name: str) -> Path:
-    """Fetch a published model into the first `bitdance` folder, with progress in the graph; interruptible."""
+    """Fetch a published model into the first `bitdance` folder, with progress in the graph.
+
+    In a process of its own, which an interrupt can end at once; the next try continues what is there.
+    """
+    repository = hub.PUBLISHED_REPOSITORIES[name]
     folder = Path(folder_paths.get_folder_paths(FOLDER)[0]) / name
-    bar = comfy.utils.ProgressBar(1)
-    interrupted = threading.Event()
-
-    def progress(here: int, total: int) -> None:
-        if interrupted.is_set():  # ComfyUI tells only one thread, and every file has its own
-            raise mm.InterruptProcessingException
+    total = hub.download_size(repository, MODEL_FILES)
+    logging.info(f"[BitDance] downloading {repository} ({total / 1e9:.1f} GB) to {folder}")
+    bar = comfy.utils.ProgressBar(max(total, 1))
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bitdance_core import hub; sys.exit(hub.main())"
+    command = [sys.executable, "-c", code, repository, str(folder), *MODEL_FILES]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            mm.throw_exception_if_processing_interrupted()
-            bar.update_absolute(here, max(total, 1))
-        except mm.InterruptProcessingException:
-            interrupted.set()
-            raise
-
-    hub.download(hub.PUBLISHED_REPOSITORIES[name], MODEL_FILES, folder=folder, progress=progress)
+            while process.poll() is None:
+                mm.throw_exception_if_processing_interrupted()
+                bar.update_absolute(_bytes_in(folder))
+                time.sleep(0.2)
+        finally:
+            process.terminate()
+        if message := process.stdout.read().strip():
+            raise MissingFileError(message)
     if missing := missing_files(folder):
         raise BitDanceError(f"the download of {name} lacks {', '.join(missing)}; queue again to continue it")
     return folder
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # a part that has just got its final name
+            continue
+    return total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.model_management as mm
 import torch
 
@@ -21,24 +23,23 @@ def empty(width: int, height: int, batch_size: int) -> BitGrid:
 
 def encode(vae, image: torch.Tensor) -> BitGrid:
     """IMAGE [B, H, W, C] in [0, 1] -> bits; sides are cropped to whole tokens."""
-    step = check_vae(vae).downscale_ratio
-    if min(image.shape[1:3]) < step:
-        raise BitDanceError(f"the image is {image.shape[2]}x{image.shape[1]}, smaller than one token of {step}x{step}")
-    return BitGrid.from_bits(vae.encode(image[..., :3]), step)
+    return BitGrid.from_bits(check_vae(vae).encode(image[..., :3]), vae.downscale_ratio)
 
 
 def decode(vae, bits: BitGrid) -> torch.Tensor:
     """Bits -> IMAGE [B, H, W, 3] in [0, 1]."""
     config = check_vae(vae).config
-    _check_drawn(bits)
+    check_drawn(bits)
     bits.check(config.downscale, config.bits, "this binary tokenizer")
     return vae.decode(bits.signs().to(mm.intermediate_device()))
 
 
 def to_latent(bits: BitGrid) -> dict:
     """A LATENT of +-1, which says how many pixels a token has if the bits do."""
-    _check_drawn(bits)
+    check_drawn(bits)
     latent = {"samples": bits.signs().to(mm.intermediate_device(), mm.intermediate_dtype())}
+    if bits.mask is not None:
+        latent["noise_mask"] = bits.mask[:, None]
     if bits.step is not None:
         latent["downscale_ratio_spacial"] = bits.step
     return latent
@@ -52,9 +53,12 @@ def from_latent(latent: dict) -> BitGrid:
     if not samples.any():
         step = step or STOCK_STEP
         return BitGrid(samples.shape[0], samples.shape[2] * step, samples.shape[3] * step)
-    return BitGrid.from_bits(samples, step)
+    bits = BitGrid.from_bits(samples, step)
+    mask = latent.get("noise_mask")
+    # [B, H, W] or [B, 1, H, W], in pixels or in tokens
+    return bits if mask is None else replace(bits, mask=mask.reshape(-1, *mask.shape[-2:]))
 
 
-def _check_drawn(bits: BitGrid) -> None:
+def check_drawn(bits: BitGrid) -> None:
     if bits.packed is None:
         raise BitDanceError("this is an empty canvas, without bits; draw on it with the Next-Patch Sampler first")

@@ -11,7 +11,7 @@ import comfy.utils
 import folder_paths
 
 from ...bitdance_core.errors import BitDanceError
-from .model import BitDanceHost
+from .model import BitDanceHost, check_model
 
 # what stands before a parameter's path in files: of PEFT, diffusers, ComfyUI, or nothing
 WRAPPERS = ("", "base_model.model.", "transformer.", "diffusion_model.")
@@ -45,9 +45,7 @@ def names() -> list[str]:
 
 def apply(model, name: str, strength: float):
     """A clone of MODEL with the file's patches. Raises BitDanceError where none of them fits."""
-    host = model.model
-    if not isinstance(host, BitDanceHost):
-        raise BitDanceError("this MODEL is not a BitDance model; connect the MODEL of Load BitDance Model")
+    host = check_model(model)
     file = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(file), key_map(host))
     patched = model.clone()

@@ -1,7 +1,7 @@
 """BitDance as a ComfyUI MODEL: the language model in one patcher, the diffusion head in another.
 
-The head runs some fifty times for each patch, the language model once. Two patchers, the head first in
-`load_models_gpu`, let a small card keep the head resident and stream the language model.
+The head runs some fifty times for each patch, the language model once. Two patchers let a small card keep the head
+resident and stream the language model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ...bitdance_core.checkpoint import Checkpoint, read_checkpoint
+from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model import BitDance
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.prompt import PromptTokenizer
 from .previews import BitsFormat
 from .weights import WEIGHT_DTYPES, Precision, choose_precision, make_patcher, read_weights
 
-HEAD = "bitdance_head"  # the head's patcher among the additional models of the language model's
+HEAD = "bitdance_head"  # a MODEL's own clone of the head's patcher, among its additional models
 HEAD_KEYS = "diffusion_model.head."
 USE_OUR_SAMPLER = (
     "BitDance draws patch by patch and cannot be sampled by KSampler or a guider: "
@@ -107,9 +108,7 @@ def load_model(path: Path, weight_dtype: str, latent_format: BitsFormat, disable
     checkpoint = read_checkpoint(path)
     patcher = build_model(checkpoint, read_model(checkpoint), weight_dtype, latent_format, disable_dynamic)
     # how ComfyUI makes the same model anew, for another device or without dynamic memory
-    recipe = (path, weight_dtype, latent_format)
-    patcher.cached_patcher_init = (load_model, recipe)
-    patcher.get_additional_models_with_key(HEAD)[0].cached_patcher_init = (_load_head, recipe)
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype, latent_format))
     return patcher
 
 
@@ -131,7 +130,7 @@ def build_model(
     latent_format: BitsFormat,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The language model's patcher, with the head's among its additional models."""
+    """The language model's patcher; its model holds the head's (see `patchers_of`)."""
     weights = dict(weights)
     embedding = weights.pop("backbone.embed_tokens.weight")
     precision = choose_precision(weights, WEIGHT_DTYPES[weight_dtype])
@@ -151,40 +150,65 @@ def build_model(
         )
         for host in hosts
     )
-    patcher.set_additional_models(HEAD, [head])
+    patcher.model.head_patcher = head
     return patcher
 
 
-def _load_head(*args, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    return load_model(*args, disable_dynamic=disable_dynamic).get_additional_models_with_key(HEAD)[0]
+def check_model(model) -> BitDanceHost:
+    """What a BitDance MODEL holds, or BitDanceError for another."""
+    if not isinstance(getattr(model, "model", None), BitDanceHost):
+        raise BitDanceError("this MODEL is not a BitDance model; connect the MODEL of Load BitDance Model")
+    return model.model
 
 
 def patchers_of(model: comfy.model_patcher.ModelPatcher) -> list[comfy.model_patcher.ModelPatcher]:
-    """The patchers to load, the most important first. LoRA patches of head keys are handed to the head's patcher."""
-    (head,) = model.get_additional_models_with_key(HEAD)
+    """Both patchers of a MODEL in the order for `load_models_gpu`, LoRA patches of the head's keys with the head's.
+
+    With dynamic memory the first of the list is the most important; without, the last, which is loaded first and takes
+    what memory there is.
+    """
+    own = model.model.head_patcher
+    head = next(iter(model.get_additional_models_with_key(HEAD)), None)
+    if head is None or head.model is not own.model:  # ComfyUI made a model anew, with a head of its own
+        head = own.clone()
+        model.set_additional_models(HEAD, [head])
+    if head.load_device != model.load_device:  # and may have moved it to another device
+        head.load_device, head.offload_device = model.load_device, model.offload_device
+        if head.is_dynamic():
+            head.register_load_device(head.load_device)
     if head.patches_uuid != model.patches_uuid:
         head.patches = {key: patches for key, patches in model.patches.items() if key.startswith(HEAD_KEYS)}
         head.patches_uuid = model.patches_uuid
-    return [head, model]
+    return [head, model] if model.is_dynamic() else [model, head]
 
 
-def memory_needed(host: BitDanceHost, grid: Grid, branch_lengths: Sequence[int], num_images: int, steps: int) -> int:
+def memory_needed(
+    host: BitDanceHost,
+    grid: Grid,
+    branch_lengths: Sequence[int],
+    num_images: int,
+    steps: int,
+    longest_read: int = 1,
+) -> int:
     """Bytes that drawing takes beside the weights: KV cache and the largest activations.
 
-    `branch_lengths` counts each branch's tokens, image opening included.
+    `branch_lengths` counts each branch's tokens, image opening included; `longest_read` the patches that are read in
+    one pass.
     """
     backbone, head = host.config.backbone, host.config.head
     P, size = grid.tokens_per_patch, host.precision.compute.itemsize
     rows, length = num_images * len(branch_lengths), max(branch_lengths)
     capacity = length - P + grid.num_patches * P
     cache = 2 * backbone.num_layers * rows * backbone.num_kv_heads * backbone.head_dim * capacity * size
-    tokens = rows * max(length - P, P)
+    longest = max(length - P, longest_read * P)
+    tokens = rows * longest
     queries = backbone.num_heads * backbone.head_dim
     # alive at once inside a layer: the residual stream and its norm, and either the three widths of SwiGLU or
     # queries, keys and values with their rotated copies
     layer = tokens * size * (3 * backbone.hidden_size + max(3 * backbone.intermediate_size, 5 * queries))
     # prefill looks through a mask, which stands once for each group of heads (see attention)
-    mask = (rows if len(set(branch_lengths)) > 1 else 1) * length * length
+    keys = capacity if longest_read > 1 else length
+    mask = (rows if len(set(branch_lengths)) > 1 else 1) * longest * keys
     mask *= 1 + (1 + size) * backbone.num_heads // backbone.num_kv_heads
     # modulation for all six inputs, the residual stream with its norm, SwiGLU's doubled hidden width
     block = rows * P * size * head.width * (6 + 6 + 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import comfy.model_management as mm
@@ -11,12 +12,25 @@ import latent_preview
 import torch
 
 from ...bitdance_core.bit_grid import BitGrid
+from ...bitdance_core.editing import Edit, make_edit
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.flow import make_schedule
-from ...bitdance_core.generate import generate
+from ...bitdance_core.flow import Sampling
+from ...bitdance_core.generate import count_evaluations, generate
+from ...bitdance_core.patches import Grid
 from ...bitdance_core.pipeline import make_grid
-from .model import BitDanceHost, memory_needed, patchers_of
-from .text import read_conditioning
+from .model import check_model, memory_needed, patchers_of
+from .text import read_positive, read_prompt
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the Sampling Options node chooses beside the sampler's own inputs; 0 as there: the same, or the model's."""
+
+    last_steps: int = 0
+    last_cfg: float = 0.0
+    guided: tuple[float, float] = (0.0, 1.0)
+    noise_scale: float = 1.0
+    time_shift: float = 0.0
 
 
 def draw(
@@ -30,15 +44,12 @@ def draw(
     guidance: float,
     sampler: str,
     denoise: float,
-    mask,
+    mask: torch.Tensor | None,
+    options: Options,
     allow_untrained_size: bool,
 ) -> BitGrid:
-    """Draw `bits.batch` pictures of the size of `bits`. Raises BitDanceError before any weight moves."""
-    host = model.model
-    if not isinstance(host, BitDanceHost):
-        raise BitDanceError("this MODEL is not a BitDance model; connect the MODEL of Load BitDance Model")
-    if denoise != 1 or mask is not None:
-        raise BitDanceError("editing (denoise below 1, a mask) is not there yet: set denoise to 1 and unplug the mask")
+    """Draw `bits.batch` pictures of the size of `bits`, or redraw in them. Checks before any weight moves."""
+    host = check_model(model)
     config, prompts = host.config, host.prompts
     autoencoder, defaults = config.autoencoder, config.defaults
     if bits.packed is not None:
@@ -46,48 +57,72 @@ def draw(
     height, width = bits.size(autoencoder.downscale)
     if (height, width) == (0, 0):
         height, width = defaults.default_size
-    elif not (height and width):
-        raise BitDanceError("width and height must both be set, or both be 0 for the model's own size")
     grid = make_grid(config, prompts, height, width, allow_untrained_size)
-    steps, guidance = steps or defaults.steps, guidance or defaults.guidance
-    schedule = make_schedule(sampler, steps, config.head.time_shift)
+    sampling = Sampling(
+        sampler,
+        steps or defaults.steps,
+        guidance or defaults.guidance,
+        options.time_shift or config.head.time_shift,
+        options.last_steps or None,
+        options.last_cfg or None,
+        options.guided,
+        options.noise_scale,
+    )
+    edit = _edit(bits, denoise, mask, grid, autoencoder.bits)
 
     opening = prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
-    ids, text = read_conditioning(positive, prompts, "positive")
-    branches = [ids + opening]
-    if guidance > 1:
-        branches.append(read_conditioning(negative, prompts, "negative")[0] + opening)
+    conditional, regions, text = read_positive(positive, prompts, grid, autoencoder.downscale)
+    branches = [ids + opening for ids in conditional]
+    if sampling.branches > 1:
+        branches.append(read_prompt(negative, prompts, "negative") + opening)
+    evaluations = count_evaluations(sampling, grid, edit)
+    if not evaluations:
+        return replace(bits, mask=None)
 
-    memory = memory_needed(host, grid, [len(ids) for ids in branches], bits.batch, steps)
+    most_steps = max(sampling.steps, sampling.last_steps or 0)
+    longest_read = 1 if edit is None else edit.longest_read(grid)
+    lengths = [len(ids) for ids in branches]
+    memory = memory_needed(host, grid, lengths, bits.batch, most_steps, longest_read)
     mm.load_models_gpu(patchers_of(model), memory_required=memory)
 
     previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
-    evaluations = schedule.evaluations + 1  # for each patch: the head's, and one of the language model
-    bar = comfy.utils.ProgressBar(grid.num_patches * evaluations)
+    bar = comfy.utils.ProgressBar(evaluations)
     count = itertools.count()
+    done = 0
 
     def before_evaluation() -> None:
+        nonlocal done
         mm.throw_exception_if_processing_interrupted()
-        bar.update_absolute(next(count))
+        done = next(count)
+        bar.update_absolute(done)
 
     def after_patch(patch: int, patches: int, canvas: torch.Tensor) -> None:
         preview = previewer.decode_latent_to_preview_image("JPEG", canvas) if previewer else None
-        bar.update_absolute(patch * evaluations, preview=preview)
+        bar.update_absolute(done + 1, preview=preview)
 
     drawn = generate(
         compiled(model),
         branches,
         grid,
-        schedule,
-        guidance,
+        sampling,
         bits.batch,
         torch.Generator("cpu").manual_seed(seed),
         model.load_device,
         host.precision.compute,
         after_patch,
         before_evaluation,
+        edit,
+        regions,
     )
     return BitGrid.from_bits(drawn, autoencoder.downscale, text)
+
+
+def _edit(bits: BitGrid, denoise: float, mask: torch.Tensor | None, grid: Grid, channels: int) -> Edit | None:
+    """From the sampler's inputs; a mask that came with the bits counts where none is connected."""
+    mask = bits.mask if mask is None else mask
+    if bits.packed is None and (denoise < 1 or mask is not None):
+        raise BitDanceError("denoise below 1 and masks need bits to start from: connect drawn or encoded ones")
+    return make_edit(bits.bits() if bits.packed is not None else None, denoise, mask, grid, bits.batch, channels)
 
 
 def compiled(model):

@@ -6,14 +6,17 @@ from types import SimpleNamespace
 
 import comfy.sd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ...bitdance_core.editing import THRESHOLD, token_mask
 from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.patches import Grid
 from ...bitdance_core.prompt import PromptTokenizer
 
 IDS, TEXT = "bitdance_ids", "bitdance_text"  # keys in a CONDITIONING's options
-# options of stock nodes that ask for what one prompt for the whole picture cannot give
-REGIONAL = ("area", "mask", "start_percent", "end_percent", "control", "hooks")
+# options of stock nodes that ask for what a token's prompt cannot give
+REFUSED = {"start_percent": 0.0, "end_percent": 1.0, "control": None, "hooks": None}  # and where they ask nothing
+AREA_UNIT = 8  # pixels in which ComfyUI counts areas
 
 
 class Tokenizer:
@@ -69,36 +72,89 @@ def make_clip(prompts: PromptTokenizer) -> comfy.sd.CLIP:
     return comfy.sd.CLIP(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
 
 
-def read_conditioning(conditioning, prompts: PromptTokenizer, name: str) -> tuple[list[int], str]:
-    """Token ids and text of a CONDITIONING (None: the unconditional template), or BitDanceError that says what to do.
-
-    A conditioning that ConditioningZeroOut made zero counts as unconditional.
-    """
+def read_prompt(conditioning, prompts: PromptTokenizer, name: str) -> list[int]:
+    """Token ids of a CONDITIONING of one prompt (None: the unconditional template)."""
     if conditioning is None:
-        return prompts.unconditional(), ""
+        return prompts.unconditional()
     if len(conditioning) != 1:
-        raise BitDanceError(f"'{name}' combines {len(conditioning)} prompts; BitDance takes one: put them in one text")
-    surrogate, options = conditioning[0]
+        raise BitDanceError(f"'{name}' combines {len(conditioning)} prompts; put them in one text")
+    entry = conditioning[0]
+    if _has_region(entry[1]):
+        raise BitDanceError(f"'{name}' is for an area; only 'positive' can have areas")
+    return _read_entry(entry, prompts, name)
+
+
+def read_positive(
+    conditioning, prompts: PromptTokenizer, grid: Grid, step: int
+) -> tuple[list[list[int]], Tensor | None, str]:
+    """Prompts, which of them each token follows [patches, P] (None: all the only one), and their texts.
+
+    Prompts for areas or masks (Conditioning Set Area, Set Mask) go before the one for the whole picture, later ones
+    before earlier ones; where none is for the whole picture, the rest follows the unconditional template.
+    """
+    whole = [entry for entry in conditioning if not _has_region(entry[1])]
+    regional = [entry for entry in conditioning if _has_region(entry[1])]
+    if len(whole) > 1:
+        raise BitDanceError(
+            f"'positive' combines {len(whole)} prompts for the whole picture; put them in one text, or give them areas"
+        )
+    text = " | ".join(entry[1].get(TEXT, "") for entry in (*whole, *regional))
+    branches = [_read_entry(whole[0], prompts, "positive") if whole else prompts.unconditional()]
+    if not regional:
+        return branches, None, text
+    tokens = torch.zeros(grid.height, grid.width, dtype=torch.long)
+    for index, entry in enumerate(regional, start=1):
+        branches.append(_read_entry(entry, prompts, "positive"))
+        tokens[_region(entry[1], grid, step)] = index
+    return branches, grid.patchify(tokens[None, None])[0, :, :, 0], text
+
+
+def _has_region(options: dict) -> bool:
+    return options.get("area") is not None or options.get("mask") is not None
+
+
+def _region(options: dict, grid: Grid, step: int) -> Tensor:
+    """The tokens, bool [h, w], that a CONDITIONING's area and mask cover."""
+    strengths = {options.get(name, 1.0) for name in ("strength", "mask_strength")}
+    if strengths != {1.0}:
+        raise BitDanceError("a prompt's area must have strength 1: a token follows a prompt or it does not")
+    covered = torch.ones(grid.height, grid.width, dtype=torch.bool)
+    if (area := options.get("area")) is not None:
+        if area[0] == "percentage":
+            h, w, y, x = (part * side for part, side in zip(area[1:], (grid.height, grid.width) * 2))
+        else:
+            h, w, y, x = (part * AREA_UNIT / step for part in area)
+        rows, columns = torch.arange(grid.height) + 0.5, torch.arange(grid.width) + 0.5  # tokens' middles
+        covered &= ((rows >= y) & (rows < y + h))[:, None] & (columns >= x) & (columns < x + w)
+    if (mask := options.get("mask")) is not None:
+        covered &= token_mask(mask, grid, 1)[0] >= THRESHOLD
+    return covered
+
+
+def _read_entry(entry, prompts: PromptTokenizer, name: str) -> list[int]:
+    """Token ids of one prompt in a CONDITIONING, or BitDanceError that says what to do.
+
+    One that ConditioningZeroOut made zero counts as unconditional.
+    """
+    surrogate, options = entry
     if IDS not in options:
         raise BitDanceError(
             f"'{name}' was not encoded for BitDance; encode it with the CLIP of Load BitDance Model, "
             "by BitDance Text Encode or CLIP Text Encode"
         )
-    asked = [key for key in REGIONAL if options.get(key) is not None]
+    asked = [key for key, nothing in REFUSED.items() if options.get(key, nothing) != nothing]
     if asked:
         raise BitDanceError(f"'{name}' has {asked[0].replace('_', ' ')} set, which BitDance cannot follow")
-    ids = options[IDS][0].tolist()
     if not surrogate.any():
-        return prompts.unconditional(), ""
+        return prompts.unconditional()
     if not torch.equal(surrogate.flatten().float().cpu(), options[IDS].flatten().float()):
         raise BitDanceError(
             f"'{name}' was averaged or concatenated, which token ids cannot be; put the words in one prompt"
         )
+    ids = options[IDS][0].tolist()
     if not prompts.is_own(ids):
-        raise BitDanceError(
-            f"'{name}' was encoded by another model's CLIP; use the CLIP that was loaded with the MODEL"
-        )
-    return ids, options.get(TEXT, "")
+        raise BitDanceError(f"'{name}' was encoded by another model's CLIP; use the CLIP loaded with the MODEL")
+    return ids
 
 
 def encode(clip, text: str):

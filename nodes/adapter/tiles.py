@@ -22,13 +22,13 @@ Network = Callable[[Tensor], Tensor]
 class SharedGroupNorm(comfy.ops.disable_weight_init.GroupNorm):
     """ComfyUI's GroupNorm, which can collect the statistics of what passes through it, and apply collected ones."""
 
-    collected: list[tuple[Tensor, Tensor]] | None = None  # of each tile: variance and mean [B, groups]
-    shared: tuple[Tensor, Tensor] | None = None  # the same of the whole
+    collected: list[tuple[int, Tensor, Tensor]] | None = None  # of each tile: pixels, variance and mean [B, groups]
+    shared: tuple[Tensor, Tensor] | None = None  # variance and mean of the whole
 
     def forward(self, x: Tensor) -> Tensor:
         if self.collected is not None:
             groups = x.unflatten(1, (self.num_groups, -1)).flatten(2).float()
-            self.collected.append(torch.var_mean(groups, dim=2, correction=0))
+            self.collected.append((x.shape[2] * x.shape[3], *torch.var_mean(groups, dim=2, correction=0)))
         if self.shared is not None:
             return self._apply_shared(x)
         if self.weight is None:
@@ -66,8 +66,10 @@ def tiled(
 
     `network_of(picture)` computes a tile of one picture with `module`; its result is `scale` times as large.
     """
-    x, y = (min(side, size) for side, size in zip(tile, (inputs.shape[3], inputs.shape[2])))
-    overlap = min(overlap, x // 2, y // 2)
+    unit = max(1, round(1 / scale))  # pixels must be cut at whole tokens
+    sides = zip(tile, (inputs.shape[3], inputs.shape[2]))
+    x, y = (max(unit, min(side, size) // unit * unit) for side, size in sides)
+    overlap = min(overlap, x // 2, y // 2) // unit * unit
     steps = comfy.utils.get_tiled_scale_steps(inputs.shape[3], inputs.shape[2], x, y, overlap)
     progress = comfy.utils.ProgressBar(2 * steps * len(inputs))
     norms = [norm for norm in module.modules() if isinstance(norm, SharedGroupNorm)]
@@ -87,11 +89,13 @@ def tiled(
     return torch.cat(results)
 
 
-def _of_the_whole(tiles: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Variance and mean of all tiles together, each counted alike."""
-    variances, means = map(torch.stack, zip(*tiles))
-    spread, mean = torch.var_mean(means, dim=0, correction=0)
-    return variances.mean(0) + spread, mean
+def _of_the_whole(tiles: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Variance and mean of all tiles' pixels together."""
+    pixels, variances, means = zip(*tiles)
+    variances, means = torch.stack(variances), torch.stack(means)
+    share = (torch.tensor(pixels) / sum(pixels)).to(means)[:, None, None]
+    mean = (share * means).sum(0)
+    return (share * (variances + (means - mean).square())).sum(0), mean
 
 
 @contextmanager

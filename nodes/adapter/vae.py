@@ -41,10 +41,23 @@ class BinaryTokenizer(BinaryAutoencoder):
 
         return tiled(self.decoder, decoder, stacked, (tile_x, tile_y), overlap, self.config.downscale, 3)
 
+    def encode(self, pixels: Tensor) -> Tensor:
+        return super().encode(self._rgb(pixels))
+
     def encode_tiled(self, pixels: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
         """As `decode_tiled`; the signs are taken where tiles have been blended."""
-        scale, tile = 1 / self.config.downscale, (tile_x, tile_y)
+        scale, tile, pixels = 1 / self.config.downscale, (tile_x, tile_y), self._rgb(pixels)
         return binarize(tiled(self.encoder, lambda _: self.encoder, pixels, tile, overlap, scale, self.config.bits))
+
+    def _rgb(self, pixels: Tensor) -> Tensor:
+        """Images that the encoder takes; grey ones get three equal channels."""
+        step = self.config.downscale
+        if pixels.shape[1] not in (1, 3) or min(pixels.shape[2:]) < step:
+            raise BitDanceError(
+                f"a binary tokenizer encodes RGB images of at least {step}x{step} pixels (one token), found "
+                f"{pixels.shape[1]} channels and {pixels.shape[3]}x{pixels.shape[2]} pixels"
+            )
+        return pixels.expand(-1, 3, -1, -1)
 
     def _inputs(self, latent: Tensor) -> tuple[Tensor, Tensor | None]:
         """Bits, and for a GAN decoder its noise: the same for every picture, whatever the batch."""
