@@ -9,8 +9,8 @@ from playwright.sync_api import sync_playwright
 
 import pictures
 from environment import find_chromium
-from graphs import PROMPT, images
-from test_workflows import FOLDER, WORKFLOWS
+from graphs import images
+from test_workflows import EXPECTED, FOLDER, WORKFLOWS
 
 pytestmark = pytest.mark.browser
 
@@ -57,9 +57,10 @@ def test_a_workflow_opens_and_shows_its_picture(page, messages, name):
     if SCREENSHOTS:
         page.wait_for_timeout(2500)  # until the note of a queued job is gone
         page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
-    for source in page.evaluate(f"{shows}.map(n => n.imgs[0].src)"):
+    sources = page.evaluate(f"{shows}.sort((a, b) => a.id - b.id).map(n => n.imgs[0].src)")
+    for source, prompt in zip(sources, EXPECTED[name]):  # of a batch, the first
         (image,) = images([_fetch(page, source)])
-        assert pictures.read(image) == pictures.parse(PROMPT)
+        assert pictures.read(image) == pictures.parse(prompt)
     ours = [message for message in messages[before:] if any("bitdance" in part.lower() for part in message)]
     assert ours == [] and not [message for message in messages[before:] if message[1] == "page"]
 

@@ -268,7 +268,8 @@ def test_bits_files_there_and_back(run, server, base):
     saved = graph.add("BitDanceSaveBits", bits=bits[0], filename_prefix="bits/kept")
     show(graph, loader, saved)
     (drawn,) = run(graph)
-    assert (base / "output" / "bits" / "kept_00001_.safetensors").stat().st_size < 1024
+    grid = load_bits(base / "output" / "bits" / "kept_00001_.safetensors")
+    assert grid.packed.nbytes == 256 and grid.prompt == PROMPT
     graph = Graph()
     loader = load(graph)
     show(graph, loader, graph.add("BitDanceLoadBits", bits_file="bits/kept_00001_.safetensors [output]"))
