@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -55,9 +56,9 @@ def make_edit(
     """
     if not isinstance(denoise, Real) or not 0 <= denoise <= 1:
         raise BitDanceError(f"denoise must be a number from 0 to 1, found {denoise!r}")
-    if denoise == 1 and mask is None:
-        return None
     if init_bits is None:
+        if denoise == 1 and mask is None:
+            return None
         raise BitDanceError("denoise below 1 and masks need bits to start from (init_bits)")
     shape = (channels, grid.height, grid.width)
     if init_bits.ndim != 4 or init_bits.shape[1:] != shape or init_bits.shape[0] not in (1, num_images):
@@ -65,6 +66,8 @@ def make_edit(
             f"the bits to start from are {list(init_bits.shape)}, expected {[num_images, *shape]} "
             f"(or one picture for all {num_images})"
         )
+    if denoise == 1 and mask is None:
+        return None
     amount = torch.ones(1, grid.height, grid.width) if mask is None else token_mask(mask, grid, num_images)
     until = torch.where(amount >= THRESHOLD, 1 - denoise * amount, 1.0).expand(num_images, -1, -1)
     if not until.any():
@@ -75,13 +78,19 @@ def make_edit(
 
 def token_mask(mask: Tensor, grid: Grid, num_images: int) -> Tensor:
     """A mask (n or 1, H, W) in [0, 1] of any size -> its largest value in each token (n or 1, h, w), float32."""
+    mask = torch.as_tensor(mask)
     if mask.ndim == 2:
         mask = mask[None]
     if mask.ndim != 3 or not all(mask.shape) or mask.shape[0] not in (1, num_images):
-        raise BitDanceError(
-            f"a mask must be (1 or {num_images}, H, W), one for all pictures or one each, found {list(mask.shape)}"
-        )
+        count = "1" if num_images == 1 else f"1 or {num_images}"
+        raise BitDanceError(f"a mask must be ({count}, H, W), for all pictures or one each, found {list(mask.shape)}")
     mask = mask.float().cpu().nan_to_num(0).clamp(0, 1)
-    size = tuple(max(have, want) for have, want in zip(mask.shape[1:], (grid.height, grid.width)))
-    mask = F.interpolate(mask[:, None], size=size, mode="nearest-exact")  # only ever enlarges
-    return F.adaptive_max_pool2d(mask, (grid.height, grid.width))[:, 0]
+    return F.adaptive_max_pool2d(mask[:, None], (grid.height, grid.width))[:, 0]
+
+
+def region_map(covers: Sequence[Tensor], grid: Grid) -> Tensor:
+    """Which prompt each token follows [patches, P]: 0, or k + 1 where covers[k], bool [h, w], is the last one set."""
+    tokens = torch.zeros(grid.height, grid.width, dtype=torch.long)
+    for index, cover in enumerate(covers, start=1):
+        tokens[cover] = index
+    return grid.patchify(tokens[None, None])[0, :, :, 0]

@@ -49,6 +49,13 @@ class Schedule:
         """How often one patch asks the head: Heun's steps ask twice, the closing one once."""
         return len(self.times) if self.sampler != "heun" else 2 * len(self.times) - 1
 
+    @property
+    def head_times(self) -> tuple[float, ...]:
+        """The times that the head is told. A flow that starts closer to the bits than any step of a fresh picture is
+        told the closing step's time: beyond it, predictions are not to be relied on.
+        """
+        return self.times if len(self.times) > 1 else (min(self.times[0], T_END),)
+
     def is_guided(self, index: int) -> bool:
         return self.guided[0] <= self.times[index] <= self.guided[1]
 
@@ -82,8 +89,10 @@ class Sampling:
                 raise BitDanceError(f"{name} must be a number of at least 0, found {value!r}")
         if not (isinstance(self.time_shift, Real) and 0.01 <= self.time_shift <= 100):
             raise BitDanceError(f"time_shift must lie between 0.01 and 100, found {self.time_shift!r}")
-        if not 0 <= self.guided[0] <= self.guided[1] <= 1:
-            raise BitDanceError(f"the guidance interval must lie in [0, 1], its start first, found {self.guided}")
+        times = self.guided
+        is_pair = isinstance(times, tuple | list) and len(times) == 2 and all(isinstance(t, Real) for t in times)
+        if not (is_pair and 0 <= times[0] <= times[1] <= 1):
+            raise BitDanceError(f"the guidance interval must be two times in [0, 1], in their order, found {times}")
 
     @property
     def branches(self) -> int:
@@ -183,7 +192,9 @@ def sample_patch(
         """At the end of the step of that index."""
         if known is None:
             return x
-        return known.hold(x, 1.0 if index == last else schedule.times[index + 1], schedule.times[index], noise[0])
+        # a shifted schedule may pass 0.95 before euler_maruyama's closing step starts from there
+        since = max(schedule.times[: index + 1])
+        return known.hold(x, 1.0 if index == last else schedule.times[index + 1], since, noise[0])
 
     x, scale = noise[0], schedule.noise_scale
     last = len(schedule.times) - 1

@@ -15,7 +15,8 @@ from .kv_cache import KVCache
 from .model import BitDance
 from .patches import Grid
 
-# (patches drawn, patches in all, bits so far [n, C, h, w]: +-1, 0 where nothing is drawn yet; the callee's to keep)
+# (the patch just drawn, counted from 1, patches in all, bits so far [n, C, h, w]: +-1, 0 where there are none yet; the
+# callee's to keep)
 Callback = Callable[[int, int, Tensor], None]
 # asked before every evaluation of a network; True stops the run with `Cancelled` (or it raises its own exception)
 Cancel = Callable[[], bool]
@@ -61,7 +62,7 @@ def generate(
     context = Context(model, rows, (plan[-1] + 1) * P, P, device, dtype)
     positions = grid.positions(model.config.backbone.hidden_size, device).to(dtype)
     finite = torch.ones((), dtype=torch.bool, device=device)
-    times: dict[tuple[float, ...], Tensor] = {}  # embedded, by schedule: most often there is one
+    told: tuple[float, ...] = ()  # the times that `time` embeds: most often those of every patch
 
     check_cancelled(cancel)
     hidden = context.prefill()
@@ -77,9 +78,10 @@ def generate(
             hidden = context.decode(embeddings.repeat(len(branches), 1, 1))
             read = i
         schedule = sampling.schedule_of(i, patches, starts[i])
-        if schedule.times not in times:
-            times[schedule.times] = model.head.time_embed(torch.tensor(schedule.times, device=device), dtype)
-        time, guidance = times[schedule.times], sampling.guidance_of(i, patches)
+        if schedule.head_times != told:
+            told = schedule.head_times
+            time = model.head.time_embed(torch.tensor(told, device=device), dtype)
+        guidance = sampling.guidance_of(i, patches)
         cond = model.head.cond_embed(_select(hidden, regions, i, num_images, conditional) + positions[i])
 
         def predict(

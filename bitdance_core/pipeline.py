@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from .attention import AttentionFn, attention
 from .autoencoder import BinaryAutoencoder
 from .checkpoint import locate, read_checkpoint
 from .config import BitDanceConfig, Size
-from .editing import make_edit
+from .editing import THRESHOLD, make_edit, region_map, token_mask
 from .errors import BitDanceError, whole_number
 from .flow import Sampling
 from .generate import Callback, Cancel, check_cancelled, generate
@@ -103,6 +104,7 @@ class BitDancePipeline:
         init_bits: Tensor | None = None,
         denoise: float = 1.0,
         mask: Tensor | None = None,
+        regions: Sequence[tuple[str, Tensor]] = (),
         sampler: str = "euler_maruyama",
         allow_untrained_size: bool = False,
         callback: Callback | None = None,
@@ -125,19 +127,25 @@ class BitDancePipeline:
         `mask` (num_images or 1, H, W), 1 = redraw, keeps every token exactly in which it stays below 0.5 (see
         `make_edit`). denoise 1 without a mask draws afresh, 0 returns the bits.
 
+        `regions` are prompts for parts of the picture, each with a mask (1, H, W): tokens follow the last one that
+        covers them, others `prompt`.
+
         `last_steps` and `last_guidance` are for the last patch, reached linearly from `steps` and `guidance`; outside
         of `guidance_interval`, times in [0, 1], only the conditional half of the head runs; `noise_scale` multiplies
         the noise of euler_maruyama's steps (0: the deterministic flow); `time_shift` replaces the model's own.
         """
         defaults = self.config.defaults
-        if init_bits is not None and init_bits.ndim == 4:
-            height, width = self._size_of(init_bits, height, width)
-        height = defaults.default_size[0] if height is None else height
-        width = defaults.default_size[1] if width is None else width
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
         if not isinstance(prompt, str) or not isinstance(negative_prompt, str | None):
             raise BitDanceError("prompt and negative_prompt must be text")
+        if init_bits is not None:
+            init_bits = torch.as_tensor(init_bits)
+            if init_bits.ndim != 4:
+                raise BitDanceError(f"init_bits must be (n, C, h, w), found {list(init_bits.shape)}")
+            height, width = self._size_of(init_bits, height, width)
+        height = defaults.default_size[0] if height is None else height
+        width = defaults.default_size[1] if width is None else width
         if num_images is None:
             num_images = 1 if init_bits is None else len(init_bits)
         num_images = whole_number("num_images", num_images, least=1)
@@ -156,7 +164,11 @@ class BitDancePipeline:
         edit = make_edit(init_bits, denoise, mask, grid, num_images, self.config.head.bits)
 
         opening = self.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
-        branches = [self.prompts.conditional(prompt) + opening]
+        prompts = [prompt, *(text for text, _ in regions)]
+        if not all(isinstance(text, str) for text in prompts):
+            raise BitDanceError("regions must be pairs of a prompt and a mask (1, H, W)")
+        branches = [self.prompts.conditional(text) + opening for text in prompts]
+        covers = [token_mask(where, grid, 1)[0] >= THRESHOLD for _, where in regions]
         if sampling.branches > 1:
             negative = self.prompts.conditional(negative_prompt) if negative_prompt else self.prompts.unconditional()
             branches.append(negative + opening)
@@ -174,6 +186,7 @@ class BitDancePipeline:
             callback,
             cancel,
             edit,
+            region_map(covers, grid) if covers else None,
         )
         # one picture at a time: decoding takes more memory than all else
         images = []

@@ -57,7 +57,7 @@ def generate(
         conds = [hidden_states(model, ids, drawn, grid) + positions[i] for ids in branches]
 
         def predict(x: Tensor, step: int, conds: list[Tensor] = conds, schedule=schedule, guidance=guidance) -> Tensor:
-            time = model.head.time_embed(torch.tensor([schedule.times[step]]), dtype)
+            time = model.head.time_embed(torch.tensor([schedule.head_times[step]]), dtype)
             asked = conds if guidance > 1 and schedule.is_guided(step) else conds[:1]
             return torch.cat([model.head(x.to(dtype), time, model.head.cond_embed(cond[None])) for cond in asked])
 

@@ -188,6 +188,12 @@ def test_a_start_beyond_the_grid_leaves_the_closing_step():
         ({"denoise": 0.5, "init_bits": torch.zeros(1, 8, 8, 12, dtype=torch.bool)}, r"expected \[1, 16, 8, 12\]"),
         ({"denoise": 0.5, "init_bits": True, "height": 64}, "init_bits are of 32x48 pixels"),
         ({"init_bits": True, "mask": torch.ones(2, 8, 8)}, "a mask must be"),
+        ({"init_bits": torch.zeros(16, 8, 12, dtype=torch.bool)}, r"init_bits must be \(n, C, h, w\)"),
+        ({"init_bits": torch.zeros(2, 16, 8, 12, dtype=torch.bool), "num_images": 3}, r"expected \[3, 16, 8, 12\]"),
+        ({"guidance_interval": None}, "guidance interval"),
+        ({"guidance_interval": ("a", "b")}, "guidance interval"),
+        ({"regions": [(1, torch.ones(1, 8, 8))]}, "regions must be pairs"),
+        ({"regions": [("a", torch.ones(2, 8, 8))]}, r"a mask must be \(1, H, W\)"),
         ({"noise_scale": -1.0}, "noise_scale must be"),
         ({"guidance_interval": (0.7, 0.2)}, "guidance interval"),
         ({"time_shift": 0.0}, "time_shift must lie"),
@@ -288,6 +294,43 @@ def test_planes_show_every_bit(shape):
 def test_bars_are_as_high_as_their_shares():
     picture = bars(torch.tensor([0.0, 0.5, 1.0]), 30, 20)
     assert ((picture == 1).sum(0) / 20).tolist() == [0.0] * 10 + [0.5] * 10 + [1.0] * 10
+
+
+@pytest.mark.parametrize(
+    ("size", "rows"), [((5, 5), [1, 2, 3]), ((7, 3), [1, 2]), ((8, 1), [1]), ((16, 16), [0]), ((64, 64), [0])]
+)
+def test_every_token_that_a_mask_touches_is_redrawn(size, rows):
+    """Row 1 of a mask, over 8x8 tokens."""
+    mask = torch.zeros(1, *size)
+    mask[:, 1] = 1
+    assert token_mask(mask, Grid(8, 8, 4), 1)[0].amax(1).nonzero().flatten().tolist() == rows
+
+
+def test_little_denoise_changes_little():
+    """Under another prompt, whose guidance pulls: closer to the bits than any step of a fresh picture too."""
+    pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
+    start = pipe.generate("a large red star on a blue background", seed=0).bits.expand(8, -1, -1, -1)
+    changed = []
+    for denoise in (0.01, 0.03, 0.05, 0.2, 0.5):
+        bits = pipe.generate("a small green circle on a white background", init_bits=start, denoise=denoise).bits
+        changed.append(int((bits ^ start).sum()))
+    assert changed == sorted(changed) and changed[1] < 20 < changed[-1], changed
+
+
+@pytest.mark.parametrize("sampler", ["euler_maruyama", "euler"])
+@pytest.mark.parametrize("time_shift", [0.5, 3.0])
+def test_shifted_times_release_their_tokens(pipe, start, sampler, time_shift):
+    options = {"init_bits": start, "denoise": 0.04, "steps": 6, "time_shift": time_shift, "sampler": sampler}
+    assert not pipe.generate("a cat", **options).bits.equal(start)
+
+
+def test_regions_by_prompt_and_mask(pipe):
+    lower = torch.zeros(1, 32, 48)
+    lower[:, 16:] = 1
+    cat, dog = (pipe.generate(prompt, seed=1, **SIZE).bits for prompt in ("a cat", "a dog"))
+    both = pipe.generate("a cat", regions=[("a dog", lower)], seed=1, **SIZE).bits
+    assert both[:, :, :4].equal(cat[:, :, :4]) and not both.equal(cat)
+    assert pipe.generate("a cat", regions=[("a dog", torch.ones(1, 4, 4))], seed=1, **SIZE).bits.equal(dog)
 
 
 @pytest.mark.parametrize("kind", eval_editing.KINDS)

@@ -224,3 +224,27 @@ def test_editing_needs_bits_to_start_from(run):
         show(graph, loader, sample(graph, loader[0], prompt(graph, loader, PROMPT)[0], canvas[0], **changes))
         with pytest.raises(RuntimeError, match="need bits to start from: connect drawn or encoded ones"):
             run(graph)
+
+
+def test_masks_of_another_count_are_repeated_as_comfyui_does(run):
+    graph = Graph()
+    loader, bits = start(graph)
+    latent = graph.add("BitDanceBitsToLatent", bits=bits[0])
+    three = graph.add("BitDanceLatentToBits", latent=graph.add("RepeatLatentBatch", samples=latent[0], amount=3)[0])
+    image = graph.add("EmptyImage", width=64, height=64, batch_size=2, color=0xFFFFFF)
+    white = graph.add("ImageToMask", image=image[0], channel="red")
+    show(graph, loader, sample(graph, loader[0], prompt(graph, loader, CIRCLE)[0], three[0], mask=white[0]))
+    assert len(run(graph)) == 3
+
+
+def test_bits_of_different_tokenizers_do_not_mix(run):
+    graph = Graph()
+    _, bits = start(graph)
+    image = graph.add("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    other = load(graph, "t2i_p16")
+    encoded = graph.add("BitDanceTokenizerEncode", vae=other[2], image=image[0])
+    mask = graph.add("SolidMask", value=1.0, width=64, height=64)
+    blended = graph.add("BitDanceBlendBits", below=bits[0], above=encoded[0], mask=mask[0])
+    graph.add("BitDanceSaveBits", bits=blended[0], filename_prefix="never")
+    with pytest.raises(RuntimeError, match="bits of a d8c32 and of a d4c16 tokenizer do not go together"):
+        run(graph)

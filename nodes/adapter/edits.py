@@ -12,6 +12,7 @@ from torch import Tensor
 from ...bitdance_core import bit_edits
 from ...bitdance_core.bit_grid import BitGrid
 from ...bitdance_core.editing import THRESHOLD, token_mask
+from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.patches import Grid
 from .latents import check_drawn
 from .model import check_model
@@ -45,6 +46,7 @@ def blend(below: BitGrid, above: BitGrid, mask: Tensor) -> BitGrid:
     check_drawn(below)
     check_drawn(above)
     batch = max(below.batch, above.batch)
+    _check_alike(below, above)
     tokens = token_mask(mask, Grid(below.height, below.width, 1), batch) >= THRESHOLD
     mixed = bit_edits.blend(below.bits(), above.bits(), tokens)
     return BitGrid.from_bits(mixed, below.step or above.step, below.prompt)
@@ -64,6 +66,7 @@ def inspect(bits: BitGrid, other: BitGrid | None) -> tuple[Tensor, Tensor, str]:
     difference = torch.zeros(bits.batch, bits.height, bits.width)
     if other is not None:
         check_drawn(other)
+        _check_alike(bits, other)
         difference = bit_edits.differing(own, other.bits())
         flipped = difference.sum((1, 2)) * bits.channels
         total = bits.channels * bits.height * bits.width
@@ -77,6 +80,11 @@ def inspect(bits: BitGrid, other: BitGrid | None) -> tuple[Tensor, Tensor, str]:
     sheet = bit_edits.planes(own, small)
     bars = bit_edits.bars(set_share, sheet.shape[2], BARS).expand(bits.batch, -1, -1)
     return _image(torch.cat((sheet, bars), dim=1)), _image(heat), "\n".join(report)
+
+
+def _check_alike(first: BitGrid, second: BitGrid) -> None:
+    if first.channels != second.channels or len({first.step, second.step} - {None}) > 1:
+        raise BitDanceError(f"bits of a {first.tokenizer} and of a {second.tokenizer} tokenizer do not go together")
 
 
 def _image(grey: Tensor) -> Tensor:

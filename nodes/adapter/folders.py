@@ -121,10 +121,12 @@ def _download(name: str) -> Path:
                 mm.throw_exception_if_processing_interrupted()
                 bar.update_absolute(_bytes_in(folder))
                 time.sleep(0.2)
-        finally:
+        except BaseException:  # an interrupt is none of Exception
             process.terminate()
-        if message := process.stdout.read().strip():
-            raise MissingFileError(message)
+            raise
+        if process.returncode:
+            said = process.stdout.read().strip().splitlines() or ["the download stopped"]
+            raise MissingFileError(said[-1])
     if missing := missing_files(folder):
         raise BitDanceError(f"the download of {name} lacks {', '.join(missing)}; queue again to continue it")
     return folder

@@ -120,6 +120,10 @@ def draw(
 def _edit(bits: BitGrid, denoise: float, mask: torch.Tensor | None, grid: Grid, channels: int) -> Edit | None:
     """From the sampler's inputs; a mask that came with the bits counts where none is connected."""
     mask = bits.mask if mask is None else mask
+    if mask is not None:
+        mask = mask.reshape(-1, *mask.shape[-2:])
+        if len(mask) > 1:  # as ComfyUI's own samplers: repeated, or cut
+            mask = comfy.utils.repeat_to_batch_size(mask, bits.batch)
     if bits.packed is None and (denoise < 1 or mask is not None):
         raise BitDanceError("denoise below 1 and masks need bits to start from: connect drawn or encoded ones")
     return make_edit(bits.bits() if bits.packed is not None else None, denoise, mask, grid, bits.batch, channels)

@@ -8,7 +8,7 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
-from ...bitdance_core.editing import THRESHOLD, token_mask
+from ...bitdance_core.editing import THRESHOLD, region_map, token_mask
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.prompt import PromptTokenizer
@@ -102,11 +102,8 @@ def read_positive(
     branches = [_read_entry(whole[0], prompts, "positive") if whole else prompts.unconditional()]
     if not regional:
         return branches, None, text
-    tokens = torch.zeros(grid.height, grid.width, dtype=torch.long)
-    for index, entry in enumerate(regional, start=1):
-        branches.append(_read_entry(entry, prompts, "positive"))
-        tokens[_region(entry[1], grid, step)] = index
-    return branches, grid.patchify(tokens[None, None])[0, :, :, 0], text
+    branches += [_read_entry(entry, prompts, "positive") for entry in regional]
+    return branches, region_map([_region(entry[1], grid, step) for entry in regional], grid), text
 
 
 def _has_region(options: dict) -> bool:
@@ -127,6 +124,8 @@ def _region(options: dict, grid: Grid, step: int) -> Tensor:
         rows, columns = torch.arange(grid.height) + 0.5, torch.arange(grid.width) + 0.5  # tokens' middles
         covered &= ((rows >= y) & (rows < y + h))[:, None] & (columns >= x) & (columns < x + w)
     if (mask := options.get("mask")) is not None:
+        if mask.ndim == 3 and len(mask) > 1:
+            raise BitDanceError(f"a prompt's mask must be one for all pictures, found {len(mask)} masks")
         covered &= token_mask(mask, grid, 1)[0] >= THRESHOLD
     return covered
 
