@@ -3,6 +3,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,3 +80,10 @@ def pack_module(comfyui):
     nodes = importlib.import_module("pack.nodes")
     asyncio.run(nodes.BitDanceExtension().on_load())
     return nodes
+
+
+@pytest.fixture(scope="session")
+def pack(pack_module):
+    """The adapter's modules."""
+    names = ("model", "weights", "previews", "vae", "lora")
+    return SimpleNamespace(**{name: importlib.import_module(f"pack.nodes.adapter.{name}") for name in names})

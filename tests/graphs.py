@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+import pictures
+
 PROMPT = "a large red star on a blue background"
 
 
@@ -58,3 +60,25 @@ def text_to_image(prompt: str = PROMPT, model: str = "builtin", **changes: Any) 
 
 def images(files: list[bytes]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+
+
+def means(image: Image.Image, prompt: str = PROMPT) -> bool:
+    """Whether a picture of the built-in world shows what a prompt asks for."""
+    return pictures.read(image) == pictures.parse(prompt)
+
+
+def stock_start(prompt=PROMPT, **changes):
+    """The stock nodes' way to a LATENT: CLIP Text Encode, Empty Latent Image."""
+    graph = Graph()
+    loader = load(graph)
+    positive = graph.add("CLIPTextEncode", clip=loader[1], text=prompt)
+    empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=changes.pop("batch_size", 1))
+    canvas = graph.add("BitDanceLatentToBits", latent=empty[0])
+    bits = sample(graph, loader[0], positive[0], canvas[0], **changes)
+    return graph, loader, graph.add("BitDanceBitsToLatent", bits=bits[0])
+
+
+def finish(graph, loader, latent, decoder="VAEDecode", **inputs):
+    image = graph.add(decoder, samples=latent[0], vae=loader[2], **inputs)
+    graph.add("PreviewImage", images=image[0])
+    return graph
