@@ -61,6 +61,7 @@ def generate(
     rows = [ids for ids in branches for _ in range(num_images)]
     context = Context(model, rows, (plan[-1] + 1) * P, P, device, dtype)
     positions = grid.positions(model.config.backbone.hidden_size, device).to(dtype)
+    regions = regions if regions is None else regions.to(device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     told: tuple[float, ...] = ()  # the times that `time` embeds: most often those of every patch
 
@@ -128,7 +129,7 @@ def _select(hidden: Tensor, regions: Tensor | None, patch: int, num_images: int,
         return hidden
     by_branch = hidden.unflatten(0, (-1, num_images))
     tokens = torch.arange(hidden.shape[1], device=hidden.device)
-    own = by_branch[regions[patch].to(hidden.device), :, tokens].transpose(0, 1)
+    own = by_branch[regions[patch], :, tokens].transpose(0, 1)
     return torch.cat((own, *by_branch[conditional:]))
 
 

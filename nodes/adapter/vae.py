@@ -105,7 +105,7 @@ class BinaryVAE(comfy.sd.VAE):
         # 0.30 asks a network that tiles itself only to decode
         pixels = self.process_input(pixel_samples).to(self.device, self.vae_dtype)
         bits = self.first_stage_model.encode_tiled(pixels, tile_x, tile_y, overlap)
-        return bits.to(self.output_device, self.vae_output_dtype())
+        return bits.to(self.output_device, mm.intermediate_dtype())
 
     @property
     def config(self) -> AutoencoderConfig:
