@@ -56,8 +56,9 @@ def make_edit(
     """
     if not isinstance(denoise, Real) or not 0 <= denoise <= 1:
         raise BitDanceError(f"denoise must be a number from 0 to 1, found {denoise!r}")
+    is_fresh = denoise == 1 and mask is None
     if init_bits is None:
-        if denoise == 1 and mask is None:
+        if is_fresh:
             return None
         raise BitDanceError("denoise below 1 and masks need bits to start from (init_bits)")
     shape = (channels, grid.height, grid.width)
@@ -66,7 +67,7 @@ def make_edit(
             f"the bits to start from are {list(init_bits.shape)}, expected {[num_images, *shape]} "
             f"(or one picture for all {num_images})"
         )
-    if denoise == 1 and mask is None:
+    if is_fresh:
         return None
     amount = torch.ones(1, grid.height, grid.width) if mask is None else token_mask(mask, grid, num_images)
     until = torch.where(amount >= THRESHOLD, 1 - denoise * amount, 1.0).expand(num_images, -1, -1)

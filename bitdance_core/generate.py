@@ -52,11 +52,13 @@ def generate(
     starts = [0.0] * patches if edit is None else edit.starts(grid)
     plan = [i for i, start in enumerate(starts) if start < 1]
     canvas = torch.zeros(num_images, C, grid.height, grid.width, device=device)
+    known = None
     if edit is not None:
         canvas += edit.bits.to(device)
         known = edit.to_patches(grid, device)
     if not plan:
         return canvas
+    by_patch = grid.patchify(canvas)  # [n, patches, P, C], the canvas as the backbone reads it
 
     rows = [ids for ids in branches for _ in range(num_images)]
     context = Context(model, rows, (plan[-1] + 1) * P, P, device, dtype)
@@ -69,16 +71,17 @@ def generate(
     hidden = context.prefill()
     read = 0  # patches that the backbone has read
     for i in range(plan[-1] + 1):
-        noise = plan_noise((num_images, P, C), sampling.schedule_of(i, patches).noise_draws, generator)
+        schedule = sampling.schedule_of(i, patches)
+        noise = plan_noise((num_images, P, C), schedule.noise_draws, generator)
         if starts[i] == 1:
             continue
         if read < i:  # what lies between the last patch that was read and this one
             check_cancelled(cancel)
-            tokens = grid.patchify(canvas)[:, read:i]  # [n, k, P, C]
-            embeddings = (model.projector(tokens.to(dtype)) + positions[read:i]).flatten(1, 2)
+            embeddings = (model.projector(by_patch[:, read:i].to(dtype)) + positions[read:i]).flatten(1, 2)
             hidden = context.decode(embeddings.repeat(len(branches), 1, 1))
             read = i
-        schedule = sampling.schedule_of(i, patches, starts[i])
+        if starts[i] > 0:
+            schedule = sampling.schedule_of(i, patches, starts[i])
         if schedule.head_times != told:
             told = schedule.head_times
             time = model.head.time_embed(torch.tensor(told, device=device), dtype)
@@ -99,10 +102,9 @@ def generate(
                 return model.head(x_t.repeat(2, 1, 1), time[step], cond)
             return model.head(x_t, time[step], cond[:num_images])
 
-        patch_known = known[i] if edit is not None else None
-        sample = sample_patch(predict, noise.to(device), schedule, guidance, patch_known)
+        sample = sample_patch(predict, noise.to(device), schedule, guidance, known and known[i])
         finite &= sample.isfinite().all()  # asked of the device only once, at the end
-        tokens = binarize(sample)  # [n, P, C]
+        by_patch[:, i] = tokens = binarize(sample)  # [n, P, C]
         canvas[:, :, *grid.window(i)] = tokens.transpose(1, 2).unflatten(2, (grid.patch_size, grid.patch_size))
         if callback is not None:
             callback(i + 1, patches, canvas.clone())

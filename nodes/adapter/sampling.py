@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -87,18 +86,17 @@ def draw(
 
     previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
     bar = comfy.utils.ProgressBar(evaluations)
-    count = itertools.count()
-    done = 0
+    begun = 0
 
     def before_evaluation() -> None:
-        nonlocal done
+        nonlocal begun
         mm.throw_exception_if_processing_interrupted()
-        done = next(count)
-        bar.update_absolute(done)
+        bar.update_absolute(begun)
+        begun += 1
 
     def after_patch(patch: int, patches: int, canvas: torch.Tensor) -> None:
         preview = previewer.decode_latent_to_preview_image("JPEG", canvas) if previewer else None
-        bar.update_absolute(done + 1, preview=preview)
+        bar.update_absolute(begun, preview=preview)
 
     drawn = generate(
         compiled(model),

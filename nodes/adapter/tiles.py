@@ -81,10 +81,10 @@ def tiled(
     results = []
     for picture in inputs.split(1):
         network = network_of(picture)
-        with _collecting(norms):
+        with _holding(norms, "collected", [[] for _ in norms]):
             run(picture, network)
             statistics = [_of_the_whole(norm.collected) for norm in norms]
-        with _sharing(norms, statistics):
+        with _holding(norms, "shared", statistics):
             results.append(run(picture, lambda part, network=network: network(part).float()))
     return torch.cat(results)
 
@@ -99,22 +99,12 @@ def _of_the_whole(tiles: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tens
 
 
 @contextmanager
-def _collecting(norms: list[SharedGroupNorm]) -> Iterator[None]:
+def _holding(norms: list[SharedGroupNorm], name: str, values: list) -> Iterator[None]:
+    """Each norm holds its value under a name for a while."""
     try:
-        for norm in norms:
-            norm.collected = []
+        for norm, value in zip(norms, values):
+            setattr(norm, name, value)
         yield
     finally:
         for norm in norms:
-            norm.collected = None
-
-
-@contextmanager
-def _sharing(norms: list[SharedGroupNorm], statistics: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    try:
-        for norm, shared in zip(norms, statistics):
-            norm.shared = shared
-        yield
-    finally:
-        for norm in norms:
-            norm.shared = None
+            setattr(norm, name, None)
