@@ -65,6 +65,15 @@ def test_a_workflow_opens_and_shows_its_picture(page, messages, name):
     assert ours == [] and not [message for message in messages[before:] if message[1] == "page"]
 
 
+def test_the_page_shows_a_nodes_help(page):
+    page.set_input_files("#comfy-file-input", str(FOLDER / "Text to Image.json"))
+    sampler = f"{GRAPH}.find(n => n.type === 'BitDanceNextPatchSampler')"
+    page.wait_for_function(f"document.title.includes('Text to Image') && {sampler}")
+    page.evaluate(f"window.app.canvas.selectNode({sampler})")
+    page.locator("[data-testid='info-button']").first.click()
+    page.get_by_text("It takes the place of KSampler").wait_for()
+
+
 def _fetch(page, source: str) -> bytes:
     """An image as the page has it."""
     script = """async source => {
