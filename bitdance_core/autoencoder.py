@@ -6,15 +6,47 @@ Lookup-free quantization as in MAGVIT-v2 (Yu et al. 2023); parameter names are t
 from __future__ import annotations
 
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import AttentionFn, attention
+from .autoencoder_config import AutoencoderConfig
 from .bits import binarize
-from .config import AutoencoderConfig
+from .uniwetok import attend_over_grid, attention_blocks, decoder_places, encoder_places
 
 NORM = {"num_groups": 32, "eps": 1e-6}
+
+
+class Level(NamedTuple):
+    """Residual blocks from one width to another, then a change of size to the next level's (None: there is none)."""
+
+    width_in: int
+    width_out: int
+    width_next: int | None
+    blocks: int
+
+
+def encoder_levels(config: AutoencoderConfig) -> list[Level]:
+    """Finest first, the order in which they are passed. A UniWeTok changes width with size, others before it."""
+    if config.attention is not None:
+        half = config.attention.encoder
+        return [Level(w, w, after, n) for w, after, n in zip(half.widths, (*half.widths[1:], None), half.res_blocks)]
+    widths = [config.channels * m for m in config.channel_multipliers]
+    levels = [Level(a, b, b, config.num_res_blocks) for a, b in zip([config.channels, *widths], widths)]
+    return [*levels[:-1], levels[-1]._replace(width_next=None)]
+
+
+def decoder_levels(config: AutoencoderConfig) -> list[Level]:
+    """Finest first, the last to be passed."""
+    if config.attention is not None:
+        half = config.attention.decoder
+        return [Level(w, w, after, n) for w, after, n in zip(half.widths, (None, *half.widths), half.res_blocks)]
+    widths = [config.channels * m for m in config.channel_multipliers]
+    levels = [Level(a, b, b, config.num_res_blocks) for a, b in zip([*widths[1:], widths[-1]], widths)]
+    return [levels[0]._replace(width_next=None), *levels[1:]]
 
 
 class ResidualBlock(nn.Module):
@@ -41,12 +73,12 @@ def _blocks(count: int, width_in: int, width_out: int, operations, device, dtype
 
 
 class EncoderLevel(nn.Module):
-    def __init__(self, count, width_in, width_out, downsample: bool, operations, device, dtype) -> None:
+    def __init__(self, level: Level, operations, device, dtype) -> None:
         super().__init__()
-        self.block = _blocks(count, width_in, width_out, operations, device, dtype)
-        if downsample:
+        self.block = _blocks(level.blocks, level.width_in, level.width_out, operations, device, dtype)
+        if level.width_next is not None:
             self.downsample = operations.Conv2d(
-                width_out, width_out, 3, stride=2, padding=1, device=device, dtype=dtype
+                level.width_out, level.width_next, 3, stride=2, padding=1, device=device, dtype=dtype
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,27 +90,32 @@ class EncoderLevel(nn.Module):
 class Encoder(nn.Module):
     """Pixels [B, 3, H, W] in [-1, 1] -> [B, C, H/s, W/s], whose sign is the code."""
 
-    def __init__(self, config: AutoencoderConfig, operations, device, dtype) -> None:
+    def __init__(self, config: AutoencoderConfig, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
         options = {"device": device, "dtype": dtype}
-        levels = [config.channels * m for m in config.channel_multipliers]
-        widths = [config.channels, *levels]
-        self.conv_in = operations.Conv2d(3, config.channels, 3, padding=1, bias=False, **options)
-        self.down = nn.ModuleList(
-            EncoderLevel(config.num_res_blocks, a, b, i + 1 < len(levels), operations, device, dtype)
-            for i, (a, b) in enumerate(zip(widths, levels))
-        )
-        self.mid_block = _blocks(config.num_res_blocks, levels[-1], levels[-1], operations, device, dtype)
-        self.norm_out = operations.GroupNorm(num_channels=levels[-1], **NORM, **options)
-        self.conv_out = operations.Conv2d(levels[-1], config.bits, 1, **options)
+        levels, own = encoder_levels(config), config.attention
+        width, count = levels[-1].width_out, own.encoder.mid_res_blocks if own else config.num_res_blocks
+        self.is_uniwetok = own is not None
+        self.conv_in = operations.Conv2d(3, levels[0].width_in, 3, padding=1, bias=False, **options)
+        self.down = nn.ModuleList(EncoderLevel(level, operations, device, dtype) for level in levels)
+        if own and own.encoder.attention_blocks:
+            parts = attention_blocks(own.encoder, own.num_heads, attend, operations, device, dtype)
+            self.register_token, self.mid_attn_blocks = parts
+        self.mid_block = _blocks(count, width, width, operations, device, dtype)
+        self.norm_out = operations.GroupNorm(num_channels=width, **NORM, **options)
+        self.conv_out = operations.Conv2d(width, config.bits, 1, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
+        if hasattr(self, "mid_attn_blocks"):
+            rows, columns = (encoder_places(side, x.device) for side in x.shape[2:])
+            x = attend_over_grid(x, self.register_token, self.mid_attn_blocks, rows, columns)
         for block in self.mid_block:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.norm_out(x)
+        return 2 * torch.sigmoid(self.conv_out(x)) - 1 if self.is_uniwetok else self.conv_out(F.silu(x))
 
 
 class AdaptiveNorm(nn.Module):
@@ -107,9 +144,9 @@ def bit_statistics(bits: Tensor) -> tuple[Tensor, Tensor]:
 class Upsample(nn.Module):
     """Twice the size: a convolution to four times the channels, then depth to space."""
 
-    def __init__(self, width: int, operations, device, dtype) -> None:
+    def __init__(self, width_in: int, width_out: int, operations, device, dtype) -> None:
         super().__init__()
-        self.conv1 = operations.Conv2d(width, 4 * width, 3, padding=1, device=device, dtype=dtype)
+        self.conv1 = operations.Conv2d(width_in, 4 * width_out, 3, padding=1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x).unflatten(1, (2, 2, -1))  # channel = (block row * 2 + block column) * C' + c
@@ -117,11 +154,11 @@ class Upsample(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    def __init__(self, count, width_in, width_out, upsample: bool, operations, device, dtype) -> None:
+    def __init__(self, level: Level, operations, device, dtype) -> None:
         super().__init__()
-        self.block = _blocks(count, width_in, width_out, operations, device, dtype)
-        if upsample:
-            self.upsample = Upsample(width_out, operations, device, dtype)
+        self.block = _blocks(level.blocks, level.width_in, level.width_out, operations, device, dtype)
+        if level.width_next is not None:
+            self.upsample = Upsample(level.width_out, level.width_next, operations, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -132,21 +169,23 @@ class DecoderLevel(nn.Module):
 class Decoder(nn.Module):
     """Bits [B, C, h, w] -> pixels [B, 3, s*h, s*w], about [-1, 1]. A GAN decoder takes noise of the bits' shape too."""
 
-    def __init__(self, config: AutoencoderConfig, operations, device, dtype) -> None:
+    def __init__(self, config: AutoencoderConfig, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
         options = {"device": device, "dtype": dtype}
-        levels = [config.channels * m for m in config.channel_multipliers]
-        widths = [*levels, levels[-1]]  # level i takes the width of the one below it
+        levels, own = decoder_levels(config), config.attention
+        width, count = levels[-1].width_in, own.decoder.mid_res_blocks if own else config.num_res_blocks
         bits_in = config.bits * (2 if config.gan_decoder else 1)
-        self.conv_in = operations.Conv2d(bits_in, levels[-1], 3, padding=1, **options)
-        self.mid_block = _blocks(config.num_res_blocks, levels[-1], levels[-1], operations, device, dtype)
-        self.adaptive = nn.ModuleList(AdaptiveNorm(config.bits, a, operations, device, dtype) for a in widths[1:])
-        self.up = nn.ModuleList(
-            DecoderLevel(config.num_res_blocks, a, b, i > 0, operations, device, dtype)
-            for i, (a, b) in enumerate(zip(widths[1:], levels))
+        self.conv_in = operations.Conv2d(bits_in, width, 3, padding=1, **options)
+        if own and own.decoder.attention_blocks:
+            parts = attention_blocks(own.decoder, own.num_heads, attend, operations, device, dtype)
+            self.register_token, self.mid_attn_blocks = parts
+        self.mid_block = _blocks(count, width, width, operations, device, dtype)
+        self.adaptive = nn.ModuleList(
+            AdaptiveNorm(config.bits, level.width_in, operations, device, dtype) for level in levels
         )
-        self.norm_out = operations.GroupNorm(num_channels=levels[0], **NORM, **options)
-        self.conv_out = operations.Conv2d(levels[0], 3, 3, padding=1, **options)
+        self.up = nn.ModuleList(DecoderLevel(level, operations, device, dtype) for level in levels)
+        self.norm_out = operations.GroupNorm(num_channels=levels[0].width_out, **NORM, **options)
+        self.conv_out = operations.Conv2d(levels[0].width_out, 3, 3, padding=1, **options)
 
     def forward(
         self, bits: Tensor, noise: Tensor | None = None, statistics: tuple[Tensor, Tensor] | None = None
@@ -155,6 +194,9 @@ class Decoder(nn.Module):
         if statistics is None:
             statistics = bit_statistics(bits)
         x = self.conv_in(bits if noise is None else torch.cat((bits, noise), dim=1))
+        if hasattr(self, "mid_attn_blocks"):
+            rows, columns = (decoder_places(side, x.device) for side in x.shape[2:])
+            x = attend_over_grid(x, self.register_token, self.mid_attn_blocks, rows, columns)
         for block in self.mid_block:
             x = block(x)
         for norm, level in zip(reversed(self.adaptive), reversed(self.up)):
@@ -163,17 +205,20 @@ class Decoder(nn.Module):
 
 
 class BinaryAutoencoder(nn.Module):
+    """Plain, GAN and UniWeTok. `operations` and `attend` as for `Backbone`."""
+
     def __init__(
         self,
         config: AutoencoderConfig,
         operations: ModuleType | type = nn,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        attend: AttentionFn = attention,
     ) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, operations, device, dtype)
-        self.decoder = Decoder(config, operations, device, dtype)
+        self.encoder = Encoder(config, attend, operations, device, dtype)
+        self.decoder = Decoder(config, attend, operations, device, dtype)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> bits [B, C, H/s, W/s] in {-1, +1}."""

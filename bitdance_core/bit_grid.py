@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .bits import pack, unpack
-from .config import MAX_WIDTH
+from .config_fields import MAX_WIDTH
 from .errors import BitDanceError, whole_number
 from .files import open_safetensors
 

@@ -1,4 +1,4 @@
-"""What a model is made of: frozen records, the published models by name, and the sizes they were trained on."""
+"""What a text-to-image model is made of: frozen records, the published models, and the sizes they were trained on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from .autoencoder_config import AutoencoderConfig
+from .config_fields import MAX_LAYERS, Shapes, Size, count_modules, read_dimensions, read_field
 from .errors import BitDanceError
-
-Size = tuple[int, int]  # (height, width) in pixels
-
-# what no model comes near: a damaged file must not make us build networks without end
-MAX_WIDTH, MAX_LAYERS = 2**20, 512
 
 SIZES_1024 = (
     (2048, 512), (1920, 512), (1536, 640), (1280, 768), (1152, 896), (1024, 1024),
@@ -57,15 +54,15 @@ class BackboneConfig:
             found = ", ".join(name for name, is_there in strange.items() if is_there)
             raise BitDanceError(f"{source}: {found} cannot be: no BitDance language model has it")
         backbone = cls(
-            vocab_size=_field(config, "vocab_size", int, source),
-            hidden_size=_field(config, "hidden_size", int, source),
-            num_layers=_field(config, "num_hidden_layers", int, source, most=MAX_LAYERS),
-            num_heads=_field(config, "num_attention_heads", int, source),
-            num_kv_heads=_field(config, "num_key_value_heads", int, source),
-            head_dim=_field(config, "head_dim", int, source),
-            intermediate_size=_field(config, "intermediate_size", int, source),
-            rms_norm_eps=_field(config, "rms_norm_eps", float, source),
-            rope_theta=_field({**rope, **config}, "rope_theta", float, source),
+            vocab_size=read_field(config, "vocab_size", int, source),
+            hidden_size=read_field(config, "hidden_size", int, source),
+            num_layers=read_field(config, "num_hidden_layers", int, source, most=MAX_LAYERS),
+            num_heads=read_field(config, "num_attention_heads", int, source),
+            num_kv_heads=read_field(config, "num_key_value_heads", int, source),
+            head_dim=read_field(config, "head_dim", int, source),
+            intermediate_size=read_field(config, "intermediate_size", int, source),
+            rms_norm_eps=read_field(config, "rms_norm_eps", float, source),
+            rope_theta=read_field({**rope, **config}, "rope_theta", float, source),
         )
         if backbone.hidden_size % 4 or backbone.head_dim % 2 or backbone.num_heads % backbone.num_kv_heads:
             raise BitDanceError(
@@ -74,6 +71,47 @@ class BackboneConfig:
                 f"{backbone.num_kv_heads}"
             )
         return backbone
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes, source: str) -> BackboneConfig:
+        """Read off a language model's tensors; `source` is named in errors. What no shape shows is as Qwen3 has it."""
+        layer = "layers.0.self_attn."
+        vocab_size, hidden_size = read_dimensions(shapes, "embed_tokens.weight", 2, source)
+        (head_dim,) = read_dimensions(shapes, layer + "q_norm.weight", 1, source)
+        rows = [read_dimensions(shapes, f"{layer}{name}_proj.weight", 2, source)[0] for name in "qk"]
+        if any(n % head_dim for n in rows):
+            raise BitDanceError(f"{source}: queries and keys of {rows} features are no heads of {head_dim}")
+        config = {
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "num_hidden_layers": count_modules(shapes, "layers."),
+            "num_attention_heads": rows[0] // head_dim,
+            "num_key_value_heads": rows[1] // head_dim,
+            "head_dim": head_dim,
+            "intermediate_size": read_dimensions(shapes, "layers.0.mlp.gate_proj.weight", 2, source)[0],
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+        }
+        return cls.from_dict(config, source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A `config.json` that `from_dict` and transformers read."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.intermediate_size,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "attention_bias": False,
+            "tie_word_embeddings": False,
+        }
 
 
 @dataclass(frozen=True)
@@ -88,19 +126,22 @@ class HeadConfig:
     swiglu: bool
     time_shift: float
     tokens_per_patch: int | None  # None: the file does not say, the prompt tokenizer's queries do
+    head_dim: int = 128  # of an attention head
+    attends: bool = True  # the tokens of a patch look at each other; without, a block is its MLP alone
+    squashes: bool = True  # predictions pass 2 * sigmoid - 1 and so lie in [-1, 1]
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], source: str) -> HeadConfig:
         """Read a `vision_head_config.json`; `source` is named in errors."""
         head = cls(
-            bits=_field(config, "ch_target", int, source),
-            cond_width=_field(config, "ch_cond", int, source),
-            width=_field(config, "ch_latent", int, source),
-            depth=_field(config, "depth_latent", int, source, most=MAX_LAYERS),
-            num_modulations=_field(config, "depth_adanln", int, source),
-            swiglu=_field(config, "use_swiglu", bool, source),
-            time_shift=_field(config, "time_shift", float, source),
-            tokens_per_patch=_field(config, "parallel_num", int, source) if "parallel_num" in config else None,
+            bits=read_field(config, "ch_target", int, source),
+            cond_width=read_field(config, "ch_cond", int, source),
+            width=read_field(config, "ch_latent", int, source),
+            depth=read_field(config, "depth_latent", int, source, most=MAX_LAYERS),
+            num_modulations=read_field(config, "depth_adanln", int, source),
+            swiglu=read_field(config, "use_swiglu", bool, source),
+            time_shift=read_field(config, "time_shift", float, source),
+            tokens_per_patch=read_field(config, "parallel_num", int, source) if "parallel_num" in config else None,
         )
         if head.width % 128:
             raise BitDanceError(
@@ -114,38 +155,36 @@ class HeadConfig:
             )
         return head
 
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Binary tokenizer: one token of `bits` bits per `downscale` x `downscale` pixels."""
-
-    channels: int
-    channel_multipliers: tuple[int, ...]
-    num_res_blocks: int
-    bits: int
-    gan_decoder: bool
-
-    @property
-    def downscale(self) -> int:
-        return 2 ** (len(self.channel_multipliers) - 1)
-
     @classmethod
-    def from_dict(cls, config: dict[str, Any], source: str) -> AutoencoderConfig:
-        """Read an `ae_config.json`; `source` is named in errors."""
-        levels = _field(config, "ddconfig", dict, source)
-        multipliers = _field(levels, "ch_mult", list, source)
-        if not 1 <= len(multipliers) <= 8 or any(type(m) is not int or not 1 <= m <= 64 for m in multipliers):
-            raise BitDanceError(f"{source}: 'ch_mult' must be 1 to 8 whole numbers up to 64, found {multipliers}")
-        channels = _field(levels, "ch", int, source)
-        if channels % 32:
-            raise BitDanceError(f"{source}: 'ch' is {channels}, it must be a multiple of 32 (groups of a norm)")
-        return cls(
-            channels=channels,
-            channel_multipliers=tuple(multipliers),
-            num_res_blocks=_field(levels, "num_res_blocks", int, source, most=MAX_LAYERS),
-            bits=_field(levels, "z_channels", int, source),
-            gan_decoder=bool(config.get("gan_decoder", False)),
-        )
+    def from_shapes(cls, shapes: Shapes, source: str) -> HeadConfig:
+        """Read off a text-to-image head's tensors; `source` is named in errors.
+
+        How many tokens it draws at once, no shape shows: the prompt tokenizer's queries do.
+        """
+        width, bits = read_dimensions(shapes, "input_proj.weight", 2, source)
+        config = {
+            "ch_target": bits,
+            "ch_cond": read_dimensions(shapes, "cond_embed.weight", 2, source)[1],
+            "ch_latent": width,
+            "depth_latent": count_modules(shapes, "res_blocks."),
+            "depth_adanln": count_modules(shapes, "ada_ln_blocks."),
+            "use_swiglu": "res_blocks.0.w1.weight" in shapes,
+            "time_shift": 1.0,
+        }
+        return cls.from_dict(config, source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A text-to-image head's `vision_head_config.json`."""
+        config = {
+            "ch_target": self.bits,
+            "ch_cond": self.cond_width,
+            "ch_latent": self.width,
+            "depth_latent": self.depth,
+            "depth_adanln": self.num_modulations,
+            "use_swiglu": self.swiglu,
+            "time_shift": self.time_shift,
+        }
+        return config | ({"parallel_num": self.tokens_per_patch} if self.tokens_per_patch else {})
 
 
 @dataclass(frozen=True)
@@ -156,15 +195,16 @@ class Defaults:
     steps: int
     guidance: float
     trained_sizes: tuple[Size, ...] | None = None
+    schedule: str = "constant"  # of guidance, from the first patch to the last
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], source: str) -> Defaults:
         """Read a folder's own `bitdance.json`; `source` is named in errors."""
-        sizes = tuple(_size(s, source) for s in _field(config, "trained_sizes", list, source))
+        sizes = tuple(_size(s, source) for s in read_field(config, "trained_sizes", list, source))
         defaults = cls(
             default_size=_size(config.get("default_size"), source),
-            steps=_field(config, "steps", int, source),
-            guidance=_field(config, "guidance", float, source),
+            steps=read_field(config, "steps", int, source),
+            guidance=read_field(config, "guidance", float, source),
             trained_sizes=sizes,
         )
         if defaults.default_size not in sizes:
@@ -251,21 +291,6 @@ def identify(
     side = 4 * math.isqrt(tokens_per_patch) * autoencoder.downscale
     defaults = Defaults((side, side), steps=50, guidance=7.5)
     return BitDanceConfig("custom", backbone, head, autoencoder, tokens_per_patch, defaults)
-
-
-def _field(config: dict[str, Any], name: str, kind: type, source: str, most: int = MAX_WIDTH) -> Any:
-    """A required value of a JSON object, checked to be a `kind` (numbers: above 0, whole ones at most `most`)."""
-    if name not in config:
-        raise BitDanceError(f"{source}: '{name}' is missing")
-    value = config[name]
-    if kind is int and type(value) is int and 1 <= value <= most:
-        return value
-    if kind is float and type(value) in (int, float) and 0 < value < 1e30:
-        return float(value)
-    if kind not in (int, float) and type(value) is kind:
-        return value
-    wanted = {int: f"a whole number from 1 to {most}", float: "a number above 0", dict: "an object", list: "a list"}
-    raise BitDanceError(f"{source}: '{name}' must be {wanted.get(kind, 'true or false')}, found {str(value)[:40]}")
 
 
 def _size(value: Any, source: str) -> Size:

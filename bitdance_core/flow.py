@@ -20,6 +20,7 @@ MIN_REMAINING = 0.05  # 1 - t is not taken smaller when a prediction becomes a v
 SAME_TIME = 1e-6  # times that differ by less are one
 
 SAMPLERS = ("euler_maruyama", "euler", "heun")
+GUIDANCE_SCHEDULES = ("constant", "linear")
 
 # x_t [n, P, C] and the index of a time of the schedule -> predicted bits, one row of n per guidance branch
 Predict = Callable[[Tensor, int], Tensor]
@@ -64,8 +65,9 @@ class Schedule:
 class Sampling:
     """How to draw: what the sampler's user chooses. Patches may differ from the first to the last, linearly.
 
-    `last_steps` and `last_guidance` are the values for the last patch (None: as for the first). Raises BitDanceError
-    for what cannot be.
+    `last_steps` and `last_guidance` are the values for the last patch (None: as for the first). The `schedule` "linear"
+    is the class-conditional models' own: guidance grows from 1 with the patches, and would reach its value just after
+    the last. Raises BitDanceError for what cannot be.
     """
 
     sampler: str
@@ -76,10 +78,18 @@ class Sampling:
     last_guidance: float | None = None
     guided: tuple[float, float] = (0.0, 1.0)
     noise_scale: float = 1.0
+    schedule: str = "constant"
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise BitDanceError(f"unknown sampler '{self.sampler}', have: {', '.join(SAMPLERS)}")
+        if self.schedule not in GUIDANCE_SCHEDULES:
+            have = ", ".join(GUIDANCE_SCHEDULES)
+            raise BitDanceError(f"unknown guidance schedule '{self.schedule}', have: {have}")
+        if self.schedule != "constant" and self.last_guidance is not None:
+            raise BitDanceError(
+                f"the guidance schedule '{self.schedule}' and last_guidance are two schedules; leave one of them out"
+            )
         whole_number("steps", self.steps, least=1)
         if self.last_steps is not None:
             whole_number("last_steps", self.last_steps, least=1)
@@ -100,7 +110,13 @@ class Sampling:
         return 2 if max(self.guidance, self.last_guidance or 0) > 1 else 1
 
     def guidance_of(self, patch: int, patches: int) -> float:
+        if self.schedule == "linear" and self.branches > 1:
+            return float(1 + (self.guidance - 1) * patch / patches)
         return float(_between(self.guidance, self.last_guidance, patch, patches))
+
+    def draws_apart(self, patch: int, patches: int) -> bool:
+        """Where "linear" does not guide yet, the two branches draw the patch separately, each for itself to read on."""
+        return self.schedule == "linear" and self.branches > 1 and self.guidance_of(patch, patches) <= 1
 
     def schedule_of(self, patch: int, patches: int, start: float = 0.0) -> Schedule:
         """A patch's schedule, from time `start` on; its count of steps does not depend on `start`."""
@@ -164,6 +180,10 @@ class Known:
 
     bits: Tensor
     until: Tensor
+
+    def repeat(self, times: int) -> Known:
+        """The same for several batches in one."""
+        return Known(self.bits.repeat(times, 1, 1), self.until.repeat(times, 1))
 
     def hold(self, x: Tensor, t: float, since: float, noise: Tensor) -> Tensor:
         """x at time t, where a step that began at time `since` arrived; tokens not yet free then are on their path."""

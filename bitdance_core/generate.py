@@ -1,4 +1,4 @@
-"""The run in one screen: token ids -> bits, patch by patch."""
+"""The run in one screen: token ids or classes -> bits, patch by patch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .bits import binarize
 from .editing import Edit
 from .errors import BitDanceError, Cancelled
 from .flow import Sampling, Schedule, plan_noise, sample_patch
-from .kv_cache import KVCache
+from .imagenet import ImageNetModel
 from .model import BitDance
 from .patches import Grid
 
@@ -23,7 +23,7 @@ Cancel = Callable[[], bool]
 
 
 def generate(
-    model: BitDance,
+    model: BitDance | ImageNetModel,
     branches: Sequence[Sequence[int]],
     grid: Grid,
     sampling: Sampling,
@@ -38,9 +38,9 @@ def generate(
 ) -> Tensor:
     """Draw bits [n, C, h, w] in {-1, +1}, float32.
 
-    `branches` holds the conditional token ids and, where the sampling is guided, the unconditional ones, last; each
-    ends in the width token and the queries. All branches and images share every network call. Noise is drawn where
-    `generator` lives, for every patch, so that a patch's noise does not depend on which others are kept.
+    `branches` are what the model's `context` takes: conditional ones and, where the sampling is guided, an
+    unconditional one, last. All branches and images share every network call. Noise is drawn where `generator` lives,
+    for every patch, so that a patch's noise does not depend on which others are kept.
 
     With an `edit`, patches that it keeps cost no evaluation of the head, and those between two drawn ones are read in
     one pass. With several conditional branches, `regions` [patches, P] says which of them each token follows.
@@ -59,10 +59,10 @@ def generate(
     if not plan:
         return canvas
     by_patch = grid.patchify(canvas)  # [n, patches, P, C], the canvas as the backbone reads it
+    apart = [sampling.draws_apart(i, patches) for i in range(patches)]
+    unguided = by_patch.clone() if any(apart) else by_patch  # what the unconditional branch reads
 
-    rows = [ids for ids in branches for _ in range(num_images)]
-    context = Context(model, rows, (plan[-1] + 1) * P, P, device, dtype)
-    positions = grid.positions(model.config.backbone.hidden_size, device).to(dtype)
+    context = model.context(branches, num_images, grid, plan[-1] + 1, device, dtype)
     regions = regions if regions is None else regions.to(device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     told: tuple[float, ...] = ()  # the times that `time` embeds: most often those of every patch
@@ -72,13 +72,15 @@ def generate(
     read = 0  # patches that the backbone has read
     for i in range(plan[-1] + 1):
         schedule = sampling.schedule_of(i, patches)
-        noise = plan_noise((num_images, P, C), schedule.noise_draws, generator)
+        noise = plan_noise((num_images * (2 if apart[i] else 1), P, C), schedule.noise_draws, generator)
         if starts[i] == 1:
             continue
         if read < i:  # what lies between the last patch that was read and this one
             check_cancelled(cancel)
-            embeddings = (model.projector(by_patch[:, read:i].to(dtype)) + positions[read:i]).flatten(1, 2)
-            hidden = context.decode(embeddings.repeat(len(branches), 1, 1))
+            tokens = by_patch[:, read:i]
+            if unguided is not by_patch:
+                tokens = torch.cat((*[tokens] * conditional, unguided[:, read:i]))
+            hidden = context.read(tokens.to(dtype), read)
             read = i
         if starts[i] > 0:
             schedule = sampling.schedule_of(i, patches, starts[i])
@@ -86,7 +88,7 @@ def generate(
             told = schedule.head_times
             time = model.head.time_embed(torch.tensor(told, device=device), dtype)
         guidance = sampling.guidance_of(i, patches)
-        cond = model.head.cond_embed(_select(hidden, regions, i, num_images, conditional) + positions[i])
+        cond = model.head.cond_embed(_select(hidden, regions, i, num_images, conditional) + context.positions[i])
 
         def predict(
             x_t: Tensor,
@@ -100,16 +102,20 @@ def generate(
             x_t = x_t.to(dtype)
             if guidance > 1 and schedule.is_guided(step):
                 return model.head(x_t.repeat(2, 1, 1), time[step], cond)
-            return model.head(x_t, time[step], cond[:num_images])
+            return model.head(x_t, time[step], cond[: len(x_t)])
 
-        sample = sample_patch(predict, noise.to(device), schedule, guidance, known and known[i])
-        finite &= sample.isfinite().all()  # asked of the device only once, at the end
-        by_patch[:, i] = tokens = binarize(sample)  # [n, P, C]
+        held = known and (known[i].repeat(2) if apart[i] else known[i])
+        sample = sample_patch(predict, noise.to(device), schedule, guidance, held)
+        finite &= sample.isfinite().all()
+        if i == plan[0]:  # weights that are not numbers show at once; after that, the device is asked at the end
+            _check_finite(finite, dtype)
+        sample = binarize(sample)  # [n, P, C], or [2n, P, C] where the branches are drawn apart
+        unguided[:, i] = sample[-num_images:]
+        by_patch[:, i] = tokens = sample[:num_images]
         canvas[:, :, *grid.window(i)] = tokens.transpose(1, 2).unflatten(2, (grid.patch_size, grid.patch_size))
         if callback is not None:
             callback(i + 1, patches, canvas.clone())
-    if not finite:
-        raise BitDanceError(f"the model's numbers overflow in {dtype}; use bfloat16 or float32, or check its files")
+    _check_finite(finite, dtype)
     return canvas
 
 
@@ -125,6 +131,11 @@ def count_evaluations(sampling: Sampling, grid: Grid, edit: Edit | None = None) 
     return sum(schedule.evaluations for schedule in schedules) + reads
 
 
+def _check_finite(finite: Tensor, dtype: torch.dtype) -> None:
+    if not finite:
+        raise BitDanceError(f"the model's numbers overflow in {dtype}; use bfloat16 or float32, or check its files")
+
+
 def _select(hidden: Tensor, regions: Tensor | None, patch: int, num_images: int, conditional: int) -> Tensor:
     """From [branches * n, P, D]: each token's own conditional hidden states, then the unconditional [n or 2n, P, D]."""
     if regions is None:
@@ -138,64 +149,3 @@ def _select(hidden: Tensor, regions: Tensor | None, patch: int, num_images: int,
 def check_cancelled(cancel: Cancel | None) -> None:
     if cancel is not None and cancel():
         raise Cancelled("generation was cancelled")
-
-
-class Context:
-    """Token sequences of all rows, left-padded to one length, and what the backbone remembers of them.
-
-    Left padding lets rows of different prompts end together, so that every block is one batched call; each row counts
-    its own positions from its first real token.
-    """
-
-    def __init__(
-        self,
-        model: BitDance,
-        rows: Sequence[Sequence[int]],
-        new_tokens: int,
-        block: int,
-        device: torch.device | str,
-        dtype: torch.dtype,
-    ) -> None:
-        """`new_tokens` counts the tokens of all blocks to come, the first (the rows' last `block` ids) included."""
-        length = max(map(len, rows))
-        padding = [length - len(row) for row in rows]
-        table = model.backbone.embed_tokens
-        # looked up where the table lies, which may be system memory
-        ids = torch.tensor([[0] * pad + list(row) for pad, row in zip(padding, rows)], device=table.weight.device)
-        self.backbone = model.backbone
-        self.embeddings = table(ids).to(device, dtype)
-        self.block = block
-        self.padding = torch.tensor(padding, device=device)[:, None] if any(padding) else None
-        self.cache = KVCache(model.config.backbone, len(rows), length - block + new_tokens, device, dtype)
-
-    def prefill(self) -> Tensor:
-        """Read everything but the last block causally, then that block; hidden states [rows, block, D]."""
-        prefix = self.embeddings[:, : -self.block]
-        steps = torch.arange(prefix.shape[1], device=prefix.device)
-        mask = steps[:, None] >= steps
-        if self.padding is not None:
-            # padding looks at itself alone: nobody reads it, but a row of attention without any key would be NaN
-            itself = torch.eye(len(steps), dtype=torch.bool, device=steps.device)
-            mask = (mask & (steps >= self.padding)[:, None] | itself)[:, None]
-        self.backbone(prefix, self._positions(len(steps)), mask, self.cache)
-        return self.decode(self.embeddings[:, -self.block :])
-
-    def decode(self, embeddings: Tensor) -> Tensor:
-        """Read blocks [rows, k * P, D] in one pass; the hidden states of the last one [rows, P, D].
-
-        Each block sees the past, the blocks before it and, in both directions, itself.
-        """
-        past, count = self.cache.length, embeddings.shape[1]
-        mask = None
-        if self.padding is not None or count > self.block:
-            keys = torch.arange(past + count, device=embeddings.device)
-            ends = past + (keys[:count] // self.block + 1) * self.block
-            mask = (keys < ends[:, None])[None] if count > self.block else torch.ones_like(keys[None, None], dtype=bool)
-            if self.padding is not None:
-                mask = mask & (keys >= self.padding)[:, None]
-            mask = mask[:, None]
-        return self.backbone(embeddings, self._positions(count), mask, self.cache)[:, -self.block :]
-
-    def _positions(self, count: int) -> Tensor:
-        steps = torch.arange(self.cache.length, self.cache.length + count, device=self.embeddings.device)
-        return steps[None] if self.padding is None else (steps - self.padding).clamp_min(0)

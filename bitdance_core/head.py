@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from .attention import AttentionFn, attention
 from .config import HeadConfig
 
-HEAD_DIM = 128  # of every attention head of a text-to-image head
 FREQUENCIES = 128  # of the time embedding
 
 
@@ -38,25 +37,32 @@ class TimeEmbedding(nn.Module):
 class PatchAttention(nn.Module):
     """Attention among the tokens of one patch, without positions and without a mask."""
 
-    def __init__(self, width: int, attend: AttentionFn, operations, device, dtype) -> None:
+    def __init__(self, width: int, head_dim: int, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
+        self.head_dim = head_dim
         self.attend = attend
         self.wqkv = operations.Linear(width, 3 * width, device=device, dtype=dtype)
         self.wo = operations.Linear(width, width, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.wqkv(x).unflatten(-1, (3, -1, HEAD_DIM)).permute(2, 0, 3, 1, 4)  # 3 x [B, H, P, 128]
+        q, k, v = self.wqkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)  # 3 x [B, H, P, D]
         return self.wo(self.attend(q, k, v, None).transpose(1, 2).flatten(2))
 
 
 class HeadBlock(nn.Module):
+    """Attention, where the head attends, and an MLP; each behind its norm, its modulation and its gate."""
+
     def __init__(self, config: HeadConfig, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
         options = {"device": device, "dtype": dtype}
         width, hidden = config.width, int(1.5 * config.width)
-        self.norm1 = operations.LayerNorm(width, eps=1e-6, **options)
-        self.norm2 = operations.LayerNorm(width, eps=1e-6, **options)
-        self.attn = PatchAttention(width, attend, operations, device, dtype)
+        self.attends = config.attends
+        if config.attends:
+            self.norm1 = operations.LayerNorm(width, eps=1e-6, **options)
+            self.norm2 = operations.LayerNorm(width, eps=1e-6, **options)
+            self.attn = PatchAttention(width, config.head_dim, attend, operations, device, dtype)
+        else:
+            self.norm = operations.LayerNorm(width, eps=1e-6, **options)
         self.swiglu = config.swiglu
         if config.swiglu:
             self.w1 = operations.Linear(width, 2 * hidden, **options)
@@ -67,13 +73,15 @@ class HeadBlock(nn.Module):
             )
 
     def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        scale1, shift1, gate1, scale2, shift2, gate2 = modulation
-        x = x + gate1 * self.attn(modulate(self.norm1(x), scale1, shift1))
-        h = modulate(self.norm2(x), scale2, shift2)
+        *first, scale, shift, gate = modulation
+        if self.attends:
+            scale1, shift1, gate1 = first
+            x = x + gate1 * self.attn(modulate(self.norm1(x), scale1, shift1))
+        h = modulate((self.norm2 if self.attends else self.norm)(x), scale, shift)
         if self.swiglu:
             a, b = self.w1(h).chunk(2, dim=-1)
-            return x + gate2 * self.w2(F.silu(a) * b)
-        return x + gate2 * self.mlp(h)
+            return x + gate * self.w2(F.silu(a) * b)
+        return x + gate * self.mlp(h)
 
 
 class FinalLayer(nn.Module):
@@ -107,6 +115,7 @@ class DiffusionHead(nn.Module):
         super().__init__()
         options = {"device": device, "dtype": dtype}
         self.config = config
+        self.modulations = 6 if config.attends else 3
         self.time_embed = TimeEmbedding(config.width, operations, device, dtype)
         self.cond_embed = operations.Linear(config.cond_width, config.width, **options)
         self.input_proj = operations.Linear(config.bits, config.width, **options)
@@ -114,17 +123,19 @@ class DiffusionHead(nn.Module):
             HeadBlock(config, attend, operations, device, dtype) for _ in range(config.depth)
         )
         self.ada_ln_blocks = nn.ModuleList(
-            operations.Linear(config.width, 6 * config.width, **options) for _ in range(config.num_modulations)
+            operations.Linear(config.width, self.modulations * config.width, **options)
+            for _ in range(config.num_modulations)
         )
         self.final_layer = FinalLayer(config, operations, device, dtype)
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
-        """x_t [B, P, C], time broadcastable to [B, P, W], cond [B, P, W] -> predicted bits [B, P, C] in [-1, 1]."""
+        """x_t [B, P, C], time broadcastable to [B, P, W], cond [B, P, W] -> predicted bits [B, P, C]."""
         y = F.silu(time + cond)
         x = self.input_proj(x_t)
         blocks_each = self.config.depth // self.config.num_modulations
         for index, block in enumerate(self.res_blocks):
             if index % blocks_each == 0:
-                modulation = self.ada_ln_blocks[index // blocks_each](y).chunk(6, dim=-1)
+                modulation = self.ada_ln_blocks[index // blocks_each](y).chunk(self.modulations, dim=-1)
             x = block(x, modulation)
-        return 2 * torch.sigmoid(self.final_layer(x, y)) - 1
+        x = self.final_layer(x, y)
+        return 2 * torch.sigmoid(x) - 1 if self.config.squashes else x

@@ -7,23 +7,31 @@ from collections import Counter
 from pathlib import Path
 
 from .autoencoder import BinaryAutoencoder
-from .checkpoint import Component, TensorInfo, read_autoencoder, read_checkpoint
+from .checkpoint import read_autoencoder, read_checkpoint, read_imagenet
+from .components import CLASS_MODEL, TOKENIZER, Component, TensorInfo
 from .config import AutoencoderConfig
+from .errors import MissingFileError
+from .imagenet import ImageNetModel
+from .layout import find_layout
 from .model import BitDance
 from .weights import check_tensors
 
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def describe(path: Path) -> str:
-    """A report on a model folder or a binary tokenizer. Raises BitDanceError where loading would."""
-    if path.is_dir() and ((path / "config.json").is_file() or not (path / "ae.safetensors").is_file()):
-        return _describe_model(path)
-    return _describe_tokenizer(path)
+def describe(source: Path | tuple[Path, ...]) -> str:
+    """A report on a model or a binary tokenizer. Raises BitDanceError where loading would."""
+    if isinstance(source, Path) and source.is_dir() and not (source / "config.json").is_file():
+        if (source / "ae.safetensors").is_file():
+            return _describe_tokenizer(source)
+    parts = find_layout(source).parts
+    if CLASS_MODEL in parts:
+        return _describe_imagenet(source)
+    return _describe_tokenizer(source) if set(parts) == {TOKENIZER} else _describe_model(source)
 
 
-def _describe_model(path: Path) -> str:
-    checkpoint = read_checkpoint(path)
+def _describe_model(source: Path | tuple[Path, ...]) -> str:
+    checkpoint = read_checkpoint(source, find_prompts=None)
     config = checkpoint.config
     model = BitDance(config, device="meta")
     modules = {
@@ -34,9 +42,9 @@ def _describe_model(path: Path) -> str:
     }
     rows, total = [], 0
     for component in checkpoint.components():
-        tensors = check_tensors(modules[component.name], component)
+        tensors = check_tensors(modules[component.name], component, can_run=lambda _: True)
         total += _count(tensors)
-        rows.append((component.name, _weights_line(component, tensors)))
+        rows.append((component.name, _weights_line(component)))
     defaults, backbone, head = config.defaults, config.backbone, config.head
     if defaults.trained_sizes is None:
         sizes = f"any whose sides are multiples of {config.patch_size * config.autoencoder.downscale}"
@@ -44,9 +52,9 @@ def _describe_model(path: Path) -> str:
         sizes = " ".join(f"{h}x{w}" for h, w in defaults.trained_sizes)
     return _table(
         [
-            ("path", str(path)),
+            ("path", str(checkpoint.path)),
             ("family", f"{config.family} (text to image)"),
-            ("layout", f"official folder, {len(checkpoint.backbone.files)} language-model file(s)"),
+            ("layout", f"{checkpoint.layout.name}, {len(checkpoint.backbone.files)} language-model file(s)"),
             ("patch", f"{config.tokens_per_patch} tokens ({config.patch_size}x{config.patch_size}) at once"),
             ("token", _token_line(config.autoencoder)),
             *rows,
@@ -60,9 +68,35 @@ def _describe_model(path: Path) -> str:
     )  # fmt: skip
 
 
+def _describe_imagenet(path: Path) -> str:
+    try:
+        checkpoint = read_imagenet(path)
+    except MissingFileError as error:  # its tokenizer; the model itself is worth a report without
+        raise MissingFileError(f"{error}; `info` reads it beside the model") from error
+    config = checkpoint.config
+    tensors = check_tensors(ImageNetModel(config, device="meta"), checkpoint.backbone, can_run=lambda _: True)
+    check_tensors(BinaryAutoencoder(checkpoint.autoencoder_config, device="meta"), checkpoint.autoencoder)
+    height, width = config.defaults.default_size
+    return _table(
+        [
+            ("path", str(path)),
+            ("family", f"{config.family} (ImageNet: {config.num_classes} classes)"),
+            ("patch", f"{config.tokens_per_patch} tokens at once"),
+            ("token", _token_line(checkpoint.autoencoder_config)),
+            ("weights", _weights_line(checkpoint.backbone)),
+            ("tokenizer", f"{_weights_line(checkpoint.autoencoder)} ({checkpoint.autoencoder.files[0].name})"),
+            ("parameters", f"{_count(tensors):,}"),
+            ("backbone", f"{config.num_layers} layers, {config.width} wide"),
+            ("diffusion head", f"{config.head.depth} blocks, {config.head.width} wide"),
+            ("size", f"{height}x{width}"),
+            ("defaults", f"{config.defaults.steps} steps, guidance {config.defaults.guidance:g}, linear"),
+        ]
+    )
+
+
 def _describe_tokenizer(path: Path) -> str:
     config, component = read_autoencoder(path)
-    tensors = check_tensors(BinaryAutoencoder(config, device="meta"), component)
+    check_tensors(BinaryAutoencoder(config, device="meta"), component)
     decoder = "GAN decoder (draws noise)" if config.gan_decoder else "plain decoder"
     return _table(
         [
@@ -70,7 +104,7 @@ def _describe_tokenizer(path: Path) -> str:
             ("family", "binary tokenizer"),
             ("token", _token_line(config)),
             ("network", f"{config.channels} channels x {list(config.channel_multipliers)}, {decoder}"),
-            ("weights", _weights_line(component, tensors)),
+            ("weights", _weights_line(component)),
             ("sizes", f"any whose sides are multiples of {config.downscale}"),
         ]
     )
@@ -80,11 +114,14 @@ def _token_line(config: AutoencoderConfig) -> str:
     return f"{config.bits} bits for {config.downscale}x{config.downscale} pixels"
 
 
-def _weights_line(component: Component, tensors: dict[str, TensorInfo]) -> str:
-    counts = Counter(info.dtype for info in tensors.values())
-    dtypes = ", ".join(DTYPE_NAMES.get(d, d) for d, _ in counts.most_common())
+def _weights_line(component: Component) -> str:
+    kinds = Counter(
+        f"{info.quantization.format} (quantized)" if info.quantization else DTYPE_NAMES.get(info.dtype, info.dtype)
+        for info in component.tensors.values()
+    )
+    kept = ", ".join(kind for kind, _ in kinds.most_common())
     size = sum(file.stat().st_size for file in component.files) / 2**20
-    return f"{_count(tensors):,} parameters, {dtypes}, {size:,.1f} MiB"
+    return f"{_count(component.tensors):,} parameters, {kept}, {size:,.1f} MiB"
 
 
 def _count(tensors: dict[str, TensorInfo]) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .config import BackboneConfig
+from .imagenet_config import ImageNetConfig
 
 
 class KVCache:
@@ -15,7 +16,12 @@ class KVCache:
     """
 
     def __init__(
-        self, config: BackboneConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        config: BackboneConfig | ImageNetConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
     ) -> None:
         shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
         self._memory = torch.empty(shape, device=device, dtype=dtype)

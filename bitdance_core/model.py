@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from .attention import AttentionFn, attention
 from .backbone import Backbone
 from .config import BitDanceConfig
+from .context import TextContext
 from .head import DiffusionHead
+from .patches import Grid
 
 
 class Projector(nn.Module):
@@ -42,3 +45,18 @@ class BitDance(nn.Module):
         self.backbone = Backbone(config.backbone, operations, attend, device, dtype)
         self.projector = Projector(config.head.bits, config.backbone.hidden_size, operations, device, dtype)
         self.head = DiffusionHead(config.head, operations, attend, device, dtype)
+
+    def context(
+        self,
+        branches: Sequence[Sequence[int]],
+        num_images: int,
+        grid: Grid,
+        patches: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> TextContext:
+        """To draw the first `patches` of a grid; each branch is token ids, the same for every image, that end in the
+        width token and the queries.
+        """
+        rows = [ids for ids in branches for _ in range(num_images)]
+        return TextContext(self, rows, grid, patches, device, dtype)

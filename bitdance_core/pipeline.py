@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -14,7 +13,7 @@ from torch import Tensor
 from . import devices
 from .attention import AttentionFn, attention
 from .autoencoder import BinaryAutoencoder
-from .checkpoint import locate, read_checkpoint
+from .checkpoint import Source, locate, read_checkpoint
 from .config import BitDanceConfig, Size
 from .editing import THRESHOLD, make_edit, region_map, token_mask
 from .errors import BitDanceError, whole_number
@@ -57,13 +56,14 @@ class BitDancePipeline:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: Source,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         local_files_only: bool = False,
         attend: AttentionFn = attention,
     ) -> BitDancePipeline:
-        """Load a model from an official folder, a hub id (downloaded unless `local_files_only`) or a built-in name.
+        """Load a model from a folder (official, diffusers, or with single files), a file, a set of files with their
+        tokenizer.json, a hub id (downloaded unless `local_files_only`) or a built-in name.
 
         Without a device: the GPU if there is one. Without a dtype: bfloat16 on a GPU, float32 on the CPU. The embedding
         table stays in system memory. Raises BitDanceError (a ValueError), which names the file and what is wrong.
@@ -114,6 +114,7 @@ class BitDancePipeline:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise_scale: float = 1.0,
         time_shift: float | None = None,
+        schedule: str = "constant",
     ) -> GenerateOutput:
         """Draw `num_images` pictures of a prompt. The same arguments mean the same noise on every device.
 
@@ -132,7 +133,8 @@ class BitDancePipeline:
 
         `last_steps` and `last_guidance` are for the last patch, reached linearly from `steps` and `guidance`; outside
         of `guidance_interval`, times in [0, 1], only the conditional half of the head runs; `noise_scale` multiplies
-        the noise of euler_maruyama's steps (0: the deterministic flow); `time_shift` replaces the model's own.
+        the noise of euler_maruyama's steps (0: the deterministic flow); `time_shift` replaces the model's own; the
+        guidance `schedule` "linear" starts from 1, as that of ImageNet models.
         """
         defaults = self.config.defaults
         steps = defaults.steps if steps is None else steps
@@ -160,6 +162,7 @@ class BitDancePipeline:
             last_guidance=last_guidance,
             guided=guidance_interval,
             noise_scale=noise_scale,
+            schedule=schedule,
         )
         edit = make_edit(init_bits, denoise, mask, grid, num_images, self.config.head.bits)
 

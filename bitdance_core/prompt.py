@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from .errors import BitDanceError
 from .files import read_json
@@ -91,3 +91,37 @@ class PromptTokenizer:
             return self._text.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the tokenizers library raises TypeError and bare Exception
             raise BitDanceError(f"this prompt cannot be tokenized ({error}): {text!r}") from error
+
+
+# Qwen's words: how it cuts text before its byte-level BPE
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_SPECIAL = {"<|im_start|>": 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652}
+QWEN_TOKENS = 151669  # words and special tokens; BitDance's own follow
+RES_TOKENS = 256
+
+
+def published_tokenizer(vocab: Path, merges: Path, rows: int) -> dict[str, Any] | None:
+    """The tokenizer.json of a published model, made of Qwen's own vocabulary files.
+
+    BitDance appends `<|res_1|>` … `<|res_256|>` and its queries to Qwen3's tokens, so the `rows` of a language model's
+    embedding table tell how many queries there are. None where they are not a published model's.
+    """
+    queries = rows - QWEN_TOKENS - RES_TOKENS
+    if queries + 1 not in (16, 64):
+        return None
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    own = [f"<|res_{k}|>" for k in range(1, RES_TOKENS + 1)] + [f"<|query_{i}|>" for i in range(1, queries + 1)]
+    special = QWEN_SPECIAL | {token: QWEN_TOKENS + i for i, token in enumerate(own)}
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [
+        {"id": i, "content": token, "special": True, "normalized": False, "single_word": False, "lstrip": False,
+         "rstrip": False}
+        for token, i in special.items()
+    ]  # fmt: skip
+    return data

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from . import devices
 from .autoencoder import BinaryAutoencoder
-from .checkpoint import TOKENIZER_FILES, locate, read_autoencoder
+from .checkpoint import locate, read_autoencoder
 from .errors import BitDanceError
+from .layout import TOKENIZER_FILES
 from .weights import load_weights
 
 
@@ -31,7 +32,7 @@ class BinaryTokenizer:
         dtype: torch.dtype | None = None,
         local_files_only: bool = False,
     ) -> BinaryTokenizer:
-        """Load from a .safetensors file (its config beside it, or read off its shapes), a model folder, a hub id or
+        """Load from a file (.safetensors or .pt; its config beside it, or read off its shapes), a model, a hub id or
         a built-in name. Device and dtype as for `BitDancePipeline`. Raises BitDanceError, which names the file and
         what is wrong.
         """

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .checkpoint import Component, TensorInfo
+from .components import Component, Quantization, TensorInfo
 from .errors import BitDanceError
-from .files import open_safetensors
+from .files import TensorFile, open_tensors
 
 CPU = torch.device("cpu")
 FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
@@ -24,7 +25,7 @@ def load_weights(
     """Fill modules built on the meta device; parameters named in `on_cpu` stay in system memory.
 
     All parts are checked before a weight is read: BitDanceError names what is missing, unknown and misshapen. Then
-    one tensor at a time is read and cast, so no second copy of a model ever exists.
+    one tensor at a time is read and cast, so no second copy of a model ever exists; one with NaN in it is refused.
     """
     checked = [(module, check_tensors(module, component)) for module, component in parts]
     for module, tensors in checked:
@@ -33,16 +34,55 @@ def load_weights(
             for target in {device, CPU}:
                 names = [name for name in here if target == (CPU if name in on_cpu else device)]
                 # safetensors reads straight onto a CUDA device; onto others by way of system memory
-                with open_safetensors(path, str(target) if target.type == "cuda" else "cpu") as file:
+                with open_tensors(path, str(target) if target.type == "cuda" else "cpu") as file:
                     for name in names:
                         owner, _, leaf = name.rpartition(".")
-                        weight = file.get_tensor(tensors[name].key).to(target, dtype)
+                        weight = read_weight(file, tensors[name], target, dtype)
+                        check_finite(weight, tensors[name])
                         setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
 
 
-def check_tensors(module: nn.Module, component: Component) -> dict[str, TensorInfo]:
-    """What the files hold for a module, by parameter name. Raises BitDanceError unless it is just what it needs."""
-    tensors = component.tensors()
+def read_weight(file: TensorFile, info: TensorInfo, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor of an open file, out of its quantized form."""
+    stored = file.get_tensor(info.key).to(device)
+    if info.quantization is None:
+        return stored.to(dtype)
+    scale = info.quantization.beside.get("weight_scale")
+    return scaled(stored, None if scale is None else file.get_tensor(scale.key).to(device), dtype)
+
+
+def scaled(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """w = q * scale in float32; the scale is one number, or one for each row of [N, K]."""
+    values = stored.float()
+    if scale is not None:
+        values *= scale.float().reshape(-1, 1)
+    return values.to(dtype)
+
+
+def check_finite(weight: Tensor, info: TensorInfo) -> None:
+    """Raise BitDanceError for NaN and infinity, which no model holds."""
+    if weight.numel() and not all(map(math.isfinite, weight.aminmax())):  # NaN goes through, no copy is made
+        raise BitDanceError(
+            f"{info.file}: {info.key} holds NaN or infinity (as {str(weight.dtype).removeprefix('torch.')}); "
+            "the file is damaged, download it again"
+        )
+
+
+def is_scaled(quantization: Quantization) -> bool:
+    """Whether a weight is just what is stored times a scale; ComfyUI knows formats that are more."""
+    settings = quantization.settings
+    rotated = settings.get("convrot") or (isinstance(p := settings.get("params"), dict) and p.get("convrot"))
+    return quantization.format in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise") and not rotated
+
+
+def check_tensors(
+    module: nn.Module, component: Component, can_run: Callable[[Quantization], bool] = is_scaled
+) -> dict[str, TensorInfo]:
+    """What the files hold for a module, by parameter name. Raises BitDanceError unless it is just what it needs.
+
+    `can_run` says which quantized forms the caller knows.
+    """
+    tensors = component.tensors
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     missing = [name for name in expected if name not in tensors]
     unexpected = [info.key for name, info in tensors.items() if name not in expected]
@@ -52,12 +92,22 @@ def check_tensors(module: nn.Module, component: Component) -> dict[str, TensorIn
         for name, info in known.items()
         if info.shape != expected[name]
     ]
-    mistyped = [f"{info.key} is {info.dtype}" for info in known.values() if info.dtype not in FLOAT_TYPES]
+    mistyped = [
+        f"{info.key} is {info.dtype}"
+        for info in known.values()
+        if info.dtype not in FLOAT_TYPES and info.quantization is None
+    ]
+    only_comfyui = [
+        f"{info.key} is {info.quantization.format}"
+        for info in known.values()
+        if info.quantization and not can_run(info.quantization)
+    ]
     problems = {
         "missing": missing,
         "unknown": unexpected,
         "of the wrong shape": misshapen,
         f"not of a type among {', '.join(FLOAT_TYPES)}": mistyped,
+        "in a format that only ComfyUI's own layers compute in": only_comfyui,
     }
     if any(problems.values()):
         listed = "; ".join(
@@ -65,6 +115,7 @@ def check_tensors(module: nn.Module, component: Component) -> dict[str, TensorIn
             for what, names in problems.items()
             if names
         )
-        files = component.files[0] if len(component.files) == 1 else component.files[0].parent
-        raise BitDanceError(f"{files}: the {component.name}'s tensors do not fit: {listed}")
+        files = component.files
+        where = f"{files[0] if len(files) == 1 else files[0].parent}: " if files else ""
+        raise BitDanceError(f"{where}the {component.name}'s tensors do not fit: {listed}")
     return tensors

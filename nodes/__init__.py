@@ -12,15 +12,19 @@ from .bits import (
     BitDanceTokenizerDecode,
     BitDanceTokenizerEncode,
 )
+from .classes import BitDanceClassCondition
 from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
-from .loaders import BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer
+from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer
+from .metrics import BitDanceCompareImages
 from .sampling import BitDanceNextPatchSampler, BitDanceSamplingOptions
 from .text import BitDanceTextEncode
 
 NODES: list[type[io.ComfyNode]] = [
     BitDanceLoadModel,
+    BitDanceLoadFiles,
     BitDanceTextEncode,
+    BitDanceClassCondition,
     BitDanceEmptyBits,
     BitDanceNextPatchSampler,
     BitDanceSamplingOptions,
@@ -36,6 +40,7 @@ NODES: list[type[io.ComfyNode]] = [
     BitDanceVaryBits,
     BitDanceBlendBits,
     BitDanceInspectBits,
+    BitDanceCompareImages,
 ]
 
 

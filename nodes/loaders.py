@@ -1,17 +1,29 @@
-"""Load BitDance Model, Load Binary Tokenizer."""
+"""Load BitDance Model, Load BitDance Files, Load Binary Tokenizer, Load BitDance LoRA."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bitdance_core.checkpoint import read_checkpoint
+from ..bitdance_core import hub
 from .adapter import folders, lora
-from .adapter.model import load_model
-from .adapter.previews import BitsFormat, fit_rgb_factors
-from .adapter.text import make_clip
-from .adapter.vae import BinaryVAE
-from .adapter.weights import WEIGHT_DTYPES
+from .adapter.loading import WEIGHT_DTYPES, load, load_tokenizer
 from .sockets import ALIASES, CATEGORY
+
+WEIGHT_DTYPE = io.Combo.Input(
+    "weight_dtype",
+    options=list(WEIGHT_DTYPES),
+    default="default",
+    advanced=True,
+    tooltip="How weights are kept in memory. Default: quantized ones as they are, others as bfloat16 where the device "
+    "computes in it, else float32.",
+)
+MODEL_OUTPUTS = [
+    io.Model.Output(tooltip="Draws bits: connect it to the Next-Patch Sampler."),
+    io.Clip.Output(
+        tooltip="Turns prompts into token ids; takes no memory. An ImageNet model needs ImageNet Class instead."
+    ),
+    io.Vae.Output(tooltip="The binary tokenizer: pixels to bits and back."),
+]
 
 
 class BitDanceLoadModel(io.ComfyNode):
@@ -27,44 +39,71 @@ class BitDanceLoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=folders.model_names(),
-                    tooltip="The small built-in model, a model folder under models/bitdance, or a published model "
-                    'marked "(download)", which is fetched into models/bitdance when you run it.',
+                    tooltip="The small built-in model, a model in ComfyUI's folders (bitdance, diffusion_models, "
+                    'checkpoints), or a published one marked "(download)", which is fetched into models/bitdance when '
+                    "you run it: about 35 GB for a 14B model, 18 GB in fp8, 4 to 10 GB for an ImageNet model.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(WEIGHT_DTYPES),
-                    default="default",
-                    advanced=True,
-                    tooltip="How weights are kept in memory. Default: bfloat16 where the device computes in it, "
-                    "else float32.",
-                ),
+                WEIGHT_DTYPE,
             ],
-            outputs=[
-                io.Model.Output(tooltip="Draws bits: connect it to the Next-Patch Sampler."),
-                io.Clip.Output(tooltip="Turns prompts into token ids; takes no memory."),
-                io.Vae.Output(tooltip="The binary tokenizer: pixels to bits and back."),
-            ],
+            outputs=MODEL_OUTPUTS,
         )
 
     @classmethod
     def validate_inputs(cls, model_name):
-        # None: it comes from another node. A "(download)" name stays good once the model is here, under its bare name
-        known = folders.model_names()
-        if model_name is None or model_name in known or str(model_name).removesuffix(folders.DOWNLOAD) in known:
-            return True
-        return f"there is no BitDance model '{model_name}'; have: {', '.join(known)}"
+        return folders.check_name(model_name, folders.model_names(), hub.PUBLISHED_MODELS, "BitDance model")
 
     @classmethod
     def fingerprint_inputs(cls, model_name, weight_dtype):
-        return folders.fingerprint(model_name) if model_name else None
+        if not model_name or model_name.endswith(folders.DOWNLOAD):
+            return None
+        return folders.fingerprint(folders.model_source(model_name))
 
     @classmethod
     def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
-        path = folders.model_path(model_name)
-        checkpoint = read_checkpoint(path)
-        vae = BinaryVAE(path)
-        latent_format = BitsFormat(checkpoint.config.autoencoder, fit_rgb_factors(vae))
-        return io.NodeOutput(load_model(path, weight_dtype, latent_format), make_clip(checkpoint.prompts), vae)
+        return io.NodeOutput(*load(folders.model_source(model_name), weight_dtype))
+
+
+class BitDanceLoadFiles(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="BitDanceLoadFiles",
+            display_name="Load BitDance Files",
+            category=CATEGORY,
+            description="Loads a BitDance model whose parts are single files in ComfyUI's folders, each picked by "
+            "hand. Load BitDance Model finds files that belong together by itself.",
+            search_aliases=[*ALIASES, "checkpoint", "loader", "fp8", "single files", "diffusion model"],
+            inputs=[
+                io.Combo.Input(
+                    "diffusion_model",
+                    options=folders.file_names("diffusion_models"),
+                    tooltip="The diffusion head and projector, or an ImageNet model, under models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=[folders.NONE, *folders.file_names("text_encoders")],
+                    tooltip="The language model (a Qwen3 with BitDance's own tokens) under models/text_encoders; none "
+                    "for an ImageNet model.",
+                ),
+                io.Combo.Input(
+                    "tokenizer",
+                    options=folders.file_names("vae"),
+                    tooltip="The binary tokenizer under models/vae.",
+                ),
+                WEIGHT_DTYPE,
+            ],
+            outputs=MODEL_OUTPUTS,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, diffusion_model, text_encoder, tokenizer, weight_dtype):
+        if not (diffusion_model and text_encoder and tokenizer):  # they come from other nodes
+            return None
+        return folders.fingerprint(*folders.picked(diffusion_model, text_encoder, tokenizer))
+
+    @classmethod
+    def execute(cls, diffusion_model, text_encoder, tokenizer, weight_dtype) -> io.NodeOutput:
+        return io.NodeOutput(*load(folders.picked(diffusion_model, text_encoder, tokenizer), weight_dtype))
 
 
 class BitDanceLoadTokenizer(io.ComfyNode):
@@ -80,20 +119,28 @@ class BitDanceLoadTokenizer(io.ComfyNode):
                 io.Combo.Input(
                     "tokenizer_name",
                     options=folders.tokenizer_names(),
-                    tooltip="The tokenizer of a model, or a tokenizer's .safetensors file under models/bitdance or "
-                    "models/vae.",
+                    tooltip="The tokenizer of a model, a tokenizer's own file (.safetensors or .pt) under "
+                    'models/bitdance or models/vae, or a published one marked "(download)", about 2 GB, which is '
+                    "fetched into models/bitdance when you run it.",
                 )
             ],
             outputs=[io.Vae.Output(tooltip="Works with the Binary Tokenizer nodes and with VAE Encode and Decode.")],
         )
 
     @classmethod
+    def validate_inputs(cls, tokenizer_name):
+        known = folders.tokenizer_names()
+        return folders.check_name(tokenizer_name, known, hub.PUBLISHED_TOKENIZERS, "binary tokenizer")
+
+    @classmethod
     def fingerprint_inputs(cls, tokenizer_name):
-        return folders.fingerprint(tokenizer_name) if tokenizer_name else None
+        if not tokenizer_name or tokenizer_name.endswith(folders.DOWNLOAD):
+            return None
+        return folders.fingerprint(folders.tokenizer_path(tokenizer_name))
 
     @classmethod
     def execute(cls, tokenizer_name) -> io.NodeOutput:
-        return io.NodeOutput(BinaryVAE(folders.tokenizer_path(tokenizer_name)))
+        return io.NodeOutput(load_tokenizer(folders.tokenizer_path(tokenizer_name)))
 
 
 class BitDanceLoadLora(io.ComfyNode):

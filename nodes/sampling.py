@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bitdance_core.flow import SAMPLERS
+from ..bitdance_core.flow import GUIDANCE_SCHEDULES, SAMPLERS
 from .adapter.sampling import Options, draw
 from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
 
@@ -41,7 +41,8 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Steps of the head for each patch. 0: the model's own (25 built in, 50 for 14B).",
+                    tooltip="Steps of the head for each patch. 0: the model's own (25 built in, 50 for 14B, 100 for "
+                    "ImageNet models).",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -50,8 +51,8 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How strongly to follow the prompt. 0: the model's own (3 built in, 7.5 for 14B). 1: no "
-                    "guidance, at half the work; the negative prompt is then not read.",
+                    tooltip="How strongly to follow the prompt. 0: the model's own (3 built in, 7.5 for 14B, 3.2 to "
+                    "6.1 for ImageNet models). 1: no guidance, at half the work; the negative prompt is then not read.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -182,10 +183,22 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     tooltip="Above 1 spends more of the steps close to the noise, below 1 close to the bits. 0: the "
                     "model's own (1 for all published models).",
                 ),
+                io.Combo.Input(
+                    "cfg_schedule",
+                    options=["auto", *GUIDANCE_SCHEDULES],
+                    default="auto",
+                    optional=True,
+                    tooltip="How guidance runs over the patches. constant: the same for all; linear: from 1 up to cfg; "
+                    "auto: the model's own (linear for ImageNet models, constant for the others).",
+                ),
             ],
             outputs=[SamplingOptions.Output("options", tooltip="For the Next-Patch Sampler.")],
         )
 
     @classmethod
-    def execute(cls, last_steps, last_cfg, guide_from, guide_to, noise_scale, time_shift) -> io.NodeOutput:
-        return io.NodeOutput(Options(last_steps, last_cfg, (guide_from, guide_to), noise_scale, time_shift))
+    def execute(
+        cls, last_steps, last_cfg, guide_from, guide_to, noise_scale, time_shift, cfg_schedule="auto"
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            Options(last_steps, last_cfg, (guide_from, guide_to), noise_scale, time_shift, cfg_schedule)
+        )

@@ -89,45 +89,9 @@ def write_folder(folder: Path, tokenizer_json: Path, model: dict[str, Tensor], a
     save_file(part("projector.", ""), folder / "projector.safetensors")
     save_file({k: v.half().contiguous() for k, v in autoencoder.items()}, folder / "ae.safetensors")
     configs = {
-        "config.json": {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            "vocab_size": backbone.vocab_size,
-            "hidden_size": backbone.hidden_size,
-            "num_hidden_layers": backbone.num_layers,
-            "num_attention_heads": backbone.num_heads,
-            "num_key_value_heads": backbone.num_kv_heads,
-            "head_dim": backbone.head_dim,
-            "intermediate_size": backbone.intermediate_size,
-            "hidden_act": "silu",
-            "rms_norm_eps": backbone.rms_norm_eps,
-            "rope_theta": backbone.rope_theta,
-            "attention_bias": False,
-            "tie_word_embeddings": False,
-            "dtype": "float16",
-        },
-        "vision_head_config.json": {
-            "ch_target": head.bits,
-            "ch_cond": head.cond_width,
-            "ch_latent": head.width,
-            "depth_latent": head.depth,
-            "depth_adanln": head.num_modulations,
-            "use_swiglu": head.swiglu,
-            "time_shift": head.time_shift,
-            "parallel_num": head.tokens_per_patch,
-        },
-        "ae_config.json": {
-            "gan_decoder": AUTOENCODER.gan_decoder,
-            "ddconfig": {
-                "double_z": False,
-                "z_channels": AUTOENCODER.bits,
-                "in_channels": 3,
-                "out_ch": 3,
-                "ch": AUTOENCODER.channels,
-                "ch_mult": list(AUTOENCODER.channel_multipliers),
-                "num_res_blocks": AUTOENCODER.num_res_blocks,
-            },
-        },
+        "config.json": backbone.to_dict() | {"dtype": "float16"},
+        "vision_head_config.json": head.to_dict(),
+        "ae_config.json": AUTOENCODER.to_dict(),
         "bitdance.json": {"name": "builtin", **dataclasses.asdict(DEFAULTS)},
     }
     for name, config in configs.items():

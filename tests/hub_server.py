@@ -15,11 +15,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def serve(
-    repo_id: str, folder: Path, break_once: str | None = None, slow: str | None = None
+    repo_id: str, folder: Path, break_once: str | None = None, slow: str | None = None, break_always: str | None = None
 ) -> Iterator[tuple[str, list[str]]]:
     """The server's address, and a list that grows with the name of every file it sends ("NAME from BYTE" for a rest).
 
-    The connection breaks in the middle of the file `break_once`, once; the file `slow` comes at some KB a second.
+    The connection breaks in the middle of the file `break_once`, once, and of `break_always` whatever is asked of it;
+    the file `slow` comes at some KB a second.
     """
     to_break = [break_once]
     sent: list[str] = []
@@ -49,6 +50,10 @@ def serve(
             headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
             if not body:
                 return self.reply(200, data, headers, body)
+            if name == break_always:
+                if self.headers.get("Range"):
+                    return self.reply(500, b"", {}, body)
+                return self.reply(200, data, headers, body, keep=len(data) // 2)
             if name in to_break:
                 to_break.remove(name)
                 return self.reply(200, data, headers, body, keep=len(data) // 2)

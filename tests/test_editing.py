@@ -95,9 +95,10 @@ def test_more_denoise_changes_more_bits(sampler):
     sampler=st.sampled_from(["euler_maruyama", "heun"]),
     share=st.sampled_from([0.05, 0.3, 0.9]),
     soft=st.booleans(),
+    schedule=st.sampled_from(["constant", "linear"]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_edits_are_those_of_the_plain_reference(denoise, guidance, sampler, share, soft, seed):
+def test_edits_are_those_of_the_plain_reference(denoise, guidance, sampler, share, soft, schedule, seed):
     """Any mask, in float64: kept patches read together in one pass change nothing, nor does noise that none takes."""
     pipe = golden.load("t2i_p16", torch.float64).pipe
     grid = Grid(8, 12, 4)
@@ -106,7 +107,7 @@ def test_edits_are_those_of_the_plain_reference(denoise, guidance, sampler, shar
     mask = torch.rand(1, 8, 12, generator=chosen)
     mask = torch.where(mask < share, 0.5 + 0.5 * torch.rand(1, 8, 12, generator=chosen) if soft else 1.0, 0.0)
     edit = make_edit(start, denoise, mask, grid, 1, 16)
-    sampling = Sampling(sampler, 3, guidance)
+    sampling = Sampling(sampler, 3, guidance, schedule=schedule)
     branches = branches_of(pipe, grid, "a photo of a red cat", guidance)
     noise = planned(grid, sampling, seed)
     generator = torch.Generator().manual_seed(seed)

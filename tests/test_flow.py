@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from bitdance_core.flow import SAMPLERS, guide, make_schedule, plan_noise, sample_patch, velocity_from_x
+from bitdance_core.errors import BitDanceError
+from bitdance_core.flow import SAMPLERS, Sampling, guide, make_schedule, plan_noise, sample_patch, velocity_from_x
 
 
 def test_schedule_ends_at_one():
@@ -90,3 +91,29 @@ def test_velocity_is_bounded_near_the_end():
     x_pred, x_t = torch.tensor([1.0]), torch.tensor([0.0])
     assert velocity_from_x(x_pred, x_t, 0.5) == 2
     assert math.isclose(velocity_from_x(x_pred, x_t, 0.999).item(), 20, rel_tol=1e-6)
+
+
+def test_linear_guidance_grows_from_one():
+    """It would reach its value just after the last patch; only the first patch has none."""
+    sampling = Sampling("euler", 5, 4.0, schedule="linear")
+    assert [sampling.guidance_of(i, 4) for i in range(4)] == [1, 1.75, 2.5, 3.25]
+    assert [sampling.draws_apart(i, 4) for i in range(4)] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_without_guidance_nothing_is_scheduled(guidance):
+    sampling = Sampling("euler", 5, guidance, schedule="linear")
+    assert sampling.branches == 1 and not sampling.draws_apart(0, 4)
+    assert [sampling.guidance_of(i, 4) for i in range(4)] == [guidance] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "cosine"}, "unknown guidance schedule 'cosine', have: constant, linear"),
+        ({"schedule": "linear", "last_guidance": 3.0}, "'linear' and last_guidance are two schedules"),
+    ],
+)
+def test_schedules_that_cannot_be_are_named(settings, message):
+    with pytest.raises(BitDanceError, match=message):
+        Sampling("euler", 5, 4.0, **settings)

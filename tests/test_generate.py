@@ -19,10 +19,10 @@ PROMPTS = ("a photo of a red cat on the beach", "x")
 
 def planned(grid, sampling, seed, images=1):
     """What `generate` draws, patch by patch."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (images, grid.tokens_per_patch, 16)
-    draws = sampling.schedule_of(0, grid.num_patches).noise_draws
-    return [plan_noise(shape, draws, generator) for _ in range(grid.num_patches)]
+    generator, patches = torch.Generator().manual_seed(seed), grid.num_patches
+    rows = [images * (2 if sampling.draws_apart(i, patches) else 1) for i in range(patches)]
+    draws = sampling.schedule_of(0, patches).noise_draws
+    return [plan_noise((count, grid.tokens_per_patch, 16), draws, generator) for count in rows]
 
 
 def branches_of(pipe, grid, prompt, guidance):
@@ -33,12 +33,12 @@ def branches_of(pipe, grid, prompt, guidance):
 
 @pytest.mark.parametrize("name", golden.MODELS)
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_cached_and_batched_equals_uncached(name, guidance, sampler):
+@pytest.mark.parametrize(("sampler", "schedule"), [*((name, "constant") for name in SAMPLERS), ("heun", "linear")])
+def test_cached_and_batched_equals_uncached(name, guidance, sampler, schedule):
     pipe = golden.load(name, torch.float64).pipe
     grid = make_grid(pipe.config, pipe.prompts, 64, 96)
     branches = branches_of(pipe, grid, PROMPTS[0], guidance)
-    sampling = Sampling(sampler, 4, guidance)
+    sampling = Sampling(sampler, 4, guidance, schedule=schedule)
     generator = torch.Generator().manual_seed(5)
     fast = generate(pipe.model, branches, grid, sampling, 1, generator, "cpu", torch.float64)
     noise = planned(grid, sampling, seed=5)
@@ -177,11 +177,13 @@ def test_bad_settings_are_named_before_any_work(settings, words):
 
 
 def test_numbers_that_overflow_are_no_picture():
-    """NaN has no sign: rather than a picture of minus ones, a sentence."""
+    """NaN has no sign: rather than a picture of minus ones, a sentence; and as soon as there is one."""
     pipe = BitDancePipeline.from_pretrained(golden.DATA / "t2i_p16", device="cpu", dtype=torch.float32)
     pipe.model.head.input_proj.bias.fill_(float("nan"))
+    seen = []
     with pytest.raises(BitDanceError, match="overflow in torch.float32"):
-        pipe.generate("a cat", height=32, width=32, steps=2)
+        pipe.generate("a cat", height=32, width=32, steps=2, callback=lambda *patch: seen.append(patch))
+    assert not seen
 
 
 def test_numpy_numbers_are_welcome():

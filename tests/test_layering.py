@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ALLOWED = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "PIL", "tqdm", "flash_attn"}
+ALLOWED = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "PIL", "tqdm", "flash_attn", "skimage"}
 
 
 def imported(path: Path) -> set[str]:

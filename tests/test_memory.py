@@ -27,7 +27,7 @@ def latent_format(pack):
 
 @pytest.fixture
 def model(pack, latent_format):
-    return pack.model.load_model(ASSETS / "builtin", "default", latent_format)
+    return pack.model.load_model(read_checkpoint(ASSETS / "builtin"), "default", latent_format)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_neither_patcher_counts_the_others_weights(pack, model):
 
 @pytest.mark.parametrize("weight_dtype", ["bf16", "fp32"])
 def test_weight_dtypes(pack, latent_format, weight_dtype):
-    model = pack.model.load_model(ASSETS / "builtin", weight_dtype, latent_format)
+    model = pack.model.load_model(read_checkpoint(ASSETS / "builtin"), weight_dtype, latent_format)
     stored = next(model.model.diffusion_model.backbone.layers.parameters()).dtype
     assert stored == pack.weights.WEIGHT_DTYPES[weight_dtype]
     assert model.model.precision.compute == torch.float32  # what a CPU computes in, under ComfyUI
@@ -169,7 +169,7 @@ def test_weight_dtypes(pack, latent_format, weight_dtype):
 def test_a_model_that_nobody_holds_is_freed(pack, latent_format):
     import comfy.model_management as mm
 
-    model = pack.model.load_model(ASSETS / "builtin", "default", latent_format)
+    model = pack.model.load_model(read_checkpoint(ASSETS / "builtin"), "default", latent_format)
     mm.load_models_gpu(pack.model.patchers_of(model), memory_required=0)
     head_weight = weakref.ref(model.model.diffusion_model.head.input_proj.weight)
     weight = weakref.ref(model.model.diffusion_model.backbone.norm.weight)

@@ -58,7 +58,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(tmp_path):
 
 def test_training_sees_what_sampling_sees(tmp_path):
     """One pass over a whole picture gives the conditioning that the engine computes patch by patch."""
-    from bitdance_core.generate import Context
+    from bitdance_core.context import TextContext
 
     train_tokens = tmp_path / "tokenizer.json"
     builtin_model.train_prompt_tokenizer().save(str(train_tokens))
@@ -72,12 +72,11 @@ def test_training_sees_what_sampling_sees(tmp_path):
     at_once = train_builtin.hidden_states(model, ids, padding, tokens, grid)
 
     rows = [row[pad:].tolist() for row, pad in zip(ids, padding)]
-    context = Context(model, rows, grid.num_patches * 16, 16, "cpu", torch.float32)
-    positions = grid.positions(192)
+    context = TextContext(model, rows, grid, grid.num_patches, "cpu", torch.float32)
     hidden = [context.prefill()]
     for i in range(grid.num_patches - 1):
-        hidden.append(context.decode(model.projector(tokens[:, i]) + positions[i]))
-    torch.testing.assert_close(at_once, torch.stack(hidden, dim=1) + positions, atol=1e-4, rtol=1e-4)
+        hidden.append(context.read(tokens[:, i : i + 1], i))
+    torch.testing.assert_close(at_once, torch.stack(hidden, dim=1) + context.positions, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["a small red circle on a white background", "Zwölf Boxkämpfer 🎈"])

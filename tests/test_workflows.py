@@ -18,7 +18,7 @@ EXPECTED |= {
     "Image to Image": [PROMPT, "a large green star on a blue background"],
     "Inpaint": [PROMPT, "a large red circle on a blue background"],
     "Outpaint": [PROMPT],
-    "Tokenizer Round Trip": [PROMPT, PROMPT],
+    "Reconstruct": [PROMPT, PROMPT],
     "Variations": [PROMPT] * 4,
 }
 

@@ -23,10 +23,10 @@ BARS = 96  # pixels: how high the bars of the bits' means are
 
 def pad(model, bits: BitGrid, left: int, top: int, right: int, bottom: int) -> tuple[BitGrid, Tensor]:
     """The larger canvas, and its MASK [n, H, W] in pixels. Sides are rounded up to the model's patches."""
-    config = check_model(model).config
+    host = check_model(model)
     check_drawn(bits)
-    bits.check(config.autoencoder.downscale, config.autoencoder.bits, config.family)
-    step = config.autoencoder.downscale
+    config, step = host.config, host.autoencoder.downscale
+    bits.check(step, host.autoencoder.bits, config.family)
     patch = config.patch_size * step
     left, top, right, bottom = (math.ceil(side / patch) * config.patch_size for side in (left, top, right, bottom))
     padded = bit_edits.pad(bits.bits(), left, top, right, bottom)

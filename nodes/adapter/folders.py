@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -14,13 +16,28 @@ import comfy.utils
 import folder_paths
 
 from ...bitdance_core import hub
-from ...bitdance_core.checkpoint import ASSETS, MODEL_FILES, builtin_models, missing_files
+from ...bitdance_core.checkpoint import ASSETS, builtin_models, read_autoencoder
+from ...bitdance_core.components import (
+    CLASS_MODEL,
+    HEAD,
+    LANGUAGE_MODEL,
+    PROJECTOR,
+    TOKENIZER,
+    parts_in,
+    read_components,
+)
 from ...bitdance_core.errors import BitDanceError, MissingFileError
+from ...bitdance_core.hub import Published
+from ...bitdance_core.layout import COMFY_FOLDERS, WEIGHTS, files_of_set, missing_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = "bitdance"  # under models/, and in extra_model_paths.yaml
 DOWNLOAD = " (download)"
+NONE = "none"  # in the list of text encoders: an ImageNet model has none
+WHOLE = (HEAD, LANGUAGE_MODEL, TOKENIZER)  # of a text-to-image model in one file
 DEPTH = 3  # how far below a models folder we look
+
+Source = Path | tuple[Path, ...]  # what the core's `read_checkpoint` takes
 
 
 def register() -> None:
@@ -32,31 +49,57 @@ def register() -> None:
 
 
 def model_names() -> list[str]:
-    """Built-in models, then folders that hold a whole model, then published ones that are not here."""
-    local = list(_model_folders())
-    published = [name + DOWNLOAD for name in hub.PUBLISHED_REPOSITORIES if name not in local]
+    """Built-in models, then what lies in ComfyUI's folders, then published ones that are not here."""
+    local = [*_model_folders(), *_model_files()]
+    published = [
+        name + DOWNLOAD
+        for name, model in hub.PUBLISHED_MODELS.items()
+        if name not in local and not _is_here(name, model)
+    ]
     return [*builtin_models(), *local, *published]
 
 
 def tokenizer_names() -> list[str]:
-    """Binary tokenizers: of every model, and single files."""
-    files = [name for key in (FOLDER, "vae") for name in folder_paths.get_filename_list(key)]
-    files = [name for name in files if name.endswith((".safetensors", ".sft"))]
-    folders = list(_model_folders())
-    own = {path for folder in folders for path in files if Path(path).parent == Path(folder)}
-    return [*builtin_models(), *folders, *dict.fromkeys(name for name in files if name not in own)]
+    """Binary tokenizers: of every model, single files, and published ones that are not here."""
+    folders = _model_folders()
+    files = [
+        name
+        for key in (FOLDER, "vae", "checkpoints")
+        for name, path in _files(key).items()
+        if not any(folder in path.parents for folder in folders.values())
+        and (TOKENIZER in _parts(path) or _unreadable(path) and key != "checkpoints")
+    ]
+    local = dict.fromkeys(files)
+    published = [
+        name + DOWNLOAD
+        for name, tokenizer in hub.PUBLISHED_TOKENIZERS.items()
+        if not any(Path(file).stem == name for file in local) and not _is_here(name, tokenizer)
+    ]
+    return [*builtin_models(), *folders, *local, *published]
 
 
-def model_path(name: str) -> Path:
-    """The folder of a name that `model_names` listed; downloads a published model that was picked as such."""
+def check_name(name: str | None, known: list[str], published: dict[str, Published], what: str) -> bool | str:
+    """For `validate_inputs`: True, or a sentence. None comes from another node, and a "(download)" stays a good name
+    once it is here.
+    """
+    bare = str(name).removesuffix(DOWNLOAD)
+    if name is None or {name, bare} & set(known) or (name != bare and bare in published):
+        return True
+    return f"there is no {what} '{name}'; have: {', '.join(known)}"
+
+
+def model_source(name: str) -> Source:
+    """What a name that `model_names` listed means; downloads a published model that was picked as such."""
     if name in builtin_models():
         return ASSETS / name
-    folders = _model_folders()
     published = name.removesuffix(DOWNLOAD)
-    if published in folders:
+    if published in (folders := _model_folders()):
         return folders[published]
-    if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_REPOSITORIES:
-        return _download(published)
+    if published in (files := _model_files()):
+        path = files[published]
+        return path if CLASS_MODEL in _parts(path) or _parts(path) >= {*WHOLE} else _set_of(path)
+    if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_MODELS:
+        return _downloaded(published, hub.PUBLISHED_MODELS[published])
     raise MissingFileError(f"there is no BitDance model '{name}'; have: {', '.join(model_names())}")
 
 
@@ -66,23 +109,58 @@ def tokenizer_path(name: str) -> Path:
         return ASSETS / name
     if name in (folders := _model_folders()):
         return folders[name]
-    for key in (FOLDER, "vae"):
-        if path := folder_paths.get_full_path(key, name):
-            return Path(path)
+    for key in (FOLDER, "vae", "checkpoints"):
+        if name in (files := _files(key)):
+            return files[name]
+    published = name.removesuffix(DOWNLOAD)
+    if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_TOKENIZERS:
+        return _downloaded(published, hub.PUBLISHED_TOKENIZERS[published])
     raise MissingFileError(f"there is no binary tokenizer '{name}'; have: {', '.join(tokenizer_names())}")
 
 
-def fingerprint(name: str) -> list[tuple[str, int, int]]:
-    """Changes when a file of a model or a tokenizer does; what is still to be downloaded never does."""
-    if name.endswith(DOWNLOAD):
-        return []
-    path = tokenizer_path(name)
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+def file_names(key: str) -> list[str]:
+    """Files in one of ComfyUI's folders, and under our own."""
+    return list(_files(key) | _files(FOLDER))
+
+
+def file_path(key: str, name: str) -> Path:
+    """A file that `file_names` listed."""
+    files = _files(FOLDER) | _files(key)
+    if name not in files:
+        raise MissingFileError(f"there is no file '{name}' in ComfyUI's {key} folder, nor in {FOLDER}")
+    return files[name]
+
+
+def picked(diffusion_model: str, text_encoder: str, tokenizer: str) -> tuple[Path, ...]:
+    """The files that Load BitDance Files names."""
+    files = {"diffusion_models": diffusion_model, "text_encoders": text_encoder, "vae": tokenizer}
+    return tuple(file_path(key, name) for key, name in files.items() if (key, name) != ("text_encoders", NONE))
+
+
+def imagenet_tokenizer(model: Path, bits: int) -> Path:
+    """The binary tokenizer in ComfyUI's folders that an ImageNet model without one of its own can use."""
+    return _only_fit(
+        [[path for path in _files(key).values() if TOKENIZER in _parts(path)] for key in ("vae", FOLDER)],
+        lambda path: read_autoencoder(path)[0].bits == bits,
+        model,
+        f"binary tokenizer of {bits} bits (published: ae_d16c32)",
+        "vae",
+    )
+
+
+def fingerprint(*sources: Source) -> list[tuple[str, int, int]]:
+    """Changes when a file of a model or a tokenizer does."""
+    paths = [path for source in sources for path in ((source,) if isinstance(source, Path) else source)]
+    files = []
+    for path in paths:
+        # what lies beside a file may belong to it
+        around = [path.parent / "tokenizer.json", *sorted(path.parent.glob("ae*"))] if path.is_file() else []
+        files += [file for file in [path, *around, *sorted(path.rglob("*"))] if file.is_file()]
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _model_folders() -> dict[str, Path]:
-    """Complete official folders by their name in the list, a path below one of ComfyUI's `bitdance` folders."""
+    """Complete official and diffusers folders by their name in the list, a path below one of ComfyUI's folders."""
     found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
         for folder, subfolders, _ in os.walk(root, followlinks=True):
@@ -95,6 +173,86 @@ def _model_folders() -> dict[str, Path]:
     return found
 
 
+def _model_files() -> dict[str, Path]:
+    """Files that are a model: all in one, an ImageNet model, or a head, whose other parts are files of their own."""
+    folders = _model_folders().values()
+    found: dict[str, Path] = {}
+    for key in (FOLDER, "diffusion_models", "checkpoints"):
+        for name, path in _files(key).items():
+            is_model = CLASS_MODEL in _parts(path) or {HEAD, PROJECTOR} <= _parts(path)
+            if is_model and not any(folder in path.parents for folder in folders):
+                found.setdefault(name, path)
+    return found
+
+
+def _set_of(head: Path) -> tuple[Path, ...]:
+    """The files of a model whose head is this one: beside it, else in ComfyUI's folders."""
+    beside = [path for path in sorted(head.parent.iterdir()) if path.suffix.lower() in WEIGHTS and path != head]
+    if head.parent.name in COMFY_FOLDERS:  # a download may have folders like ComfyUI's
+        beside += [path for path in files_of_set(head.parent.parent) if path.parent != head.parent]
+    shapes = read_components([head])[0][HEAD].shapes
+    width, bits = shapes["cond_embed.weight"][1], shapes["input_proj.weight"][1]
+
+    def find(part: str, folder: str, fits, what: str) -> Path:
+        near = [path for path in beside if part in _parts(path)]
+        far = [path for path in _files(folder).values() if part in _parts(path)]
+        return _only_fit([near, far], fits, head, what, folder)
+
+    def is_as_wide(path: Path) -> bool:
+        return read_components([path])[0][LANGUAGE_MODEL].shapes["norm.weight"] == (width,)
+
+    found = [head]
+    own = _parts(head)
+    if LANGUAGE_MODEL not in own:
+        found.append(find(LANGUAGE_MODEL, "text_encoders", is_as_wide, f"text encoder, a Qwen3 {width} wide"))
+    if TOKENIZER not in own:
+        what = f"binary tokenizer of {bits} bits"
+        found.append(find(TOKENIZER, "vae", lambda path: read_autoencoder(path)[0].bits == bits, what))
+    return tuple(found)
+
+
+def _only_fit(places: list[list[Path]], fits, model: Path, what: str, folder: str) -> Path:
+    """The one file that fits, in the first place that has any; among several the one that is named like the model."""
+
+    def is_fit(path: Path) -> bool:
+        try:
+            return fits(path)
+        except (BitDanceError, KeyError):  # damaged, or another model's: not what we look for
+            return False
+
+    found = next((good for files in places if (good := [path for path in files if is_fit(path)])), [])
+    named = [path for path in found if path.stem.removesuffix("_ae") == model.stem]
+    if len(named or found) == 1:
+        return (named or found)[0]
+    seen = f"several fit: {', '.join(path.name for path in found)}" if found else "there is none"
+    hint = "pick one in Load BitDance Files" if found else f"put one into ComfyUI's {folder} folder"
+    raise MissingFileError(f"{model.name} needs a {what}, and {seen}; {hint}")
+
+
+def _files(key: str) -> dict[str, Path]:
+    """Files of weights in one of ComfyUI's folders, by their names in lists."""
+    found = {}
+    for name in folder_paths.get_filename_list(key):
+        if name.lower().endswith(WEIGHTS) and (path := folder_paths.get_full_path(key, name)):
+            found[name] = Path(path)
+    return found
+
+
+def _parts(path: Path) -> frozenset[str]:
+    stat = path.stat()
+    return _parts_at(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)  # some bytes for each file: lists are made anew whenever the page asks for nodes
+def _parts_at(path: Path, size: int, changed: int) -> frozenset[str]:
+    return parts_in(path)
+
+
+def _unreadable(path: Path) -> bool:
+    """Too damaged to say what it is: listed, so that loading it names the damage."""
+    return path.stat().st_size < 16
+
+
 def _is_model(folder: Path) -> bool:
     """Complete, or damaged in a way that loading it will name."""
     try:
@@ -103,23 +261,48 @@ def _is_model(folder: Path) -> bool:
         return True
 
 
-def _download(name: str) -> Path:
-    """Fetch a published model into the first `bitdance` folder, with progress in the graph.
+def _is_here(name: str, model: Published) -> bool:
+    """Whether a published model that is files, not a folder, has been downloaded before."""
+    folder = _folder_of(name, model)
+    if model.loads:
+        return all((folder / file).is_file() for file in model.files)
+    parts = set().union(*(_parts(path) for path in folder.rglob("*.safetensors")))
+    return "*.safetensors" in model.files and parts >= {*WHOLE}
 
-    In a process of its own, which an interrupt can end at once; the next try continues what is there.
-    """
-    repository = hub.PUBLISHED_REPOSITORIES[name]
-    folder = Path(folder_paths.get_folder_paths(FOLDER)[0]) / name
-    total = hub.download_size(repository, MODEL_FILES)
-    logging.info(f"[BitDance] downloading {repository} ({total / 1e9:.1f} GB) to {folder}")
+
+def _folder_of(name: str, model: Published) -> Path:
+    return Path(folder_paths.get_folder_paths(FOLDER)[0]) / model.folder(name)
+
+
+def _downloaded(name: str, model: Published) -> Source:
+    """Fetch a published model, with progress in the graph; what loads it."""
+    folder = _folder_of(name, model)
+    if not _is_here(name, model):
+        _download(model, folder)
+    if model.loads:
+        return folder / model.loads
+    if not (missing := missing_files(folder)):
+        return folder
+    heads = [path for path in sorted(folder.rglob("*.safetensors")) if {HEAD, PROJECTOR} <= _parts(path)]
+    if len(heads) == 1:
+        return _set_of(heads[0])
+    raise BitDanceError(f"the download of {name} lacks {', '.join(missing)}; queue again to continue it")
+
+
+def _download(model: Published, folder: Path) -> None:
+    """In a process of its own, which an interrupt can end at once; the next try continues what is there."""
+    sizes = hub.remote_files(model.repository, model.files)
+    total = sum(sizes.values())
+    hub.check_space(sizes, folder)
+    logging.info(f"[BitDance] downloading {model.repository} ({total / 1e9:.1f} GB) to {folder}")
     bar = comfy.utils.ProgressBar(max(total, 1))
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bitdance_core import hub; sys.exit(hub.main())"
-    command = [sys.executable, "-c", code, repository, str(folder), *MODEL_FILES]
+    command = [sys.executable, "-c", code, model.repository, str(folder), *sizes]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             while process.poll() is None:
                 mm.throw_exception_if_processing_interrupted()
-                bar.update_absolute(_bytes_in(folder))
+                bar.update_absolute(min(_bytes_of(sizes, folder), total))
                 time.sleep(0.2)
         except BaseException:  # an interrupt is none of Exception
             process.terminate()
@@ -127,16 +310,14 @@ def _download(name: str) -> Path:
         if process.returncode:
             said = process.stdout.read().strip().splitlines() or ["the download stopped"]
             raise MissingFileError(said[-1])
-    if missing := missing_files(folder):
-        raise BitDanceError(f"the download of {name} lacks {', '.join(missing)}; queue again to continue it")
-    return folder
 
 
-def _bytes_in(folder: Path) -> int:
+def _bytes_of(names: Iterable[str], folder: Path) -> int:
+    """Of files that are being fetched into a folder."""
     total = 0
-    for path in folder.rglob("*"):
+    for path in [*(folder / name for name in names), *(folder / ".cache").rglob("*.incomplete")]:
         try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # a part that has just got its final name
+            total += path.stat().st_size
+        except FileNotFoundError:  # not begun, or a part that has just got its final name
             continue
     return total

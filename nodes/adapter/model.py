@@ -7,7 +7,6 @@ resident and stream the language model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_base
@@ -16,8 +15,10 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
-from ...bitdance_core.checkpoint import Checkpoint, read_checkpoint
+from ...bitdance_core.checkpoint import Checkpoint, ImageNetCheckpoint
+from ...bitdance_core.config import AutoencoderConfig
 from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.imagenet import ImageNetModel
 from ...bitdance_core.model import BitDance
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.prompt import PromptTokenizer
@@ -35,7 +36,7 @@ USE_OUR_SAMPLER = (
 class BitDanceHead(nn.Module):
     """What the head's patcher holds; its parameters have the names that they have in the whole model."""
 
-    def __init__(self, model: BitDance, precision: Precision) -> None:
+    def __init__(self, model: BitDance | ImageNetModel, precision: Precision) -> None:
         super().__init__()
         self.diffusion_model = nn.Module()
         self.diffusion_model.head = model.head
@@ -47,26 +48,29 @@ class BitDanceHead(nn.Module):
 
 
 class BitDanceHost(nn.Module):
-    """What the language model's patcher holds: all that stock nodes ask of a MODEL.
+    """What the backbone's patcher holds: all that stock nodes ask of a MODEL.
 
-    `diffusion_model` is the whole BitDance, of which ComfyUI moves the language model and the projector. The head
-    (which has its own patcher) and the embedding table (of which a prompt needs a few rows, from system memory) are
-    held aside: reachable as attributes, but no part of the module tree.
+    `diffusion_model` is the whole BitDance or ImageNetModel, of which ComfyUI moves all but two parts. The head (which
+    has its own patcher) and the embedding table (of which a prompt or a class needs a few rows, from system memory)
+    are held aside: reachable as attributes, but no part of the module tree. `prompts` is None for an ImageNet model.
     """
 
     def __init__(
         self,
-        model: BitDance,
-        prompts: PromptTokenizer,
+        model: BitDance | ImageNetModel,
+        prompts: PromptTokenizer | None,
+        autoencoder: AutoencoderConfig,
         embedding: Tensor,
         latent_format: BitsFormat,
         precision: Precision,
     ) -> None:
         super().__init__()
         hold_aside(model, "head", model.head)
-        hold_aside(model.backbone, "embed_tokens", nn.Embedding.from_pretrained(embedding))
+        owner, _, name = table_of(model).rpartition(".")
+        hold_aside(model.get_submodule(owner), name, nn.Embedding.from_pretrained(embedding))
         self.diffusion_model = model
         self.prompts = prompts
+        self.autoencoder = autoencoder
         self.precision = precision
         self.manual_cast_dtype, self.device = precision.cast, None
         self.latent_format = latent_format
@@ -103,42 +107,58 @@ def hold_aside(module: nn.Module, name: str, child: nn.Module) -> None:
     module.__dict__[name] = child
 
 
-def load_model(path: Path, weight_dtype: str, latent_format: BitsFormat, disable_dynamic: bool = False):
-    """The MODEL of an official folder; raises BitDanceError before any weight is read."""
-    checkpoint = read_checkpoint(path)
-    patcher = build_model(checkpoint, read_model(checkpoint), weight_dtype, latent_format, disable_dynamic)
+def table_of(model: BitDance | ImageNetModel) -> str:
+    """The embedding table's name in a model."""
+    return "backbone.embed_tokens" if isinstance(model, BitDance) else "cls_embedding"
+
+
+def load_model(
+    checkpoint: Checkpoint | ImageNetCheckpoint,
+    weight_dtype: str,
+    latent_format: BitsFormat,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of a recognised model; raises BitDanceError before any weight is read."""
+    weights = read_model(checkpoint, WEIGHT_DTYPES[weight_dtype])
+    patcher = build_model(checkpoint, weights, weight_dtype, latent_format, disable_dynamic)
     # how ComfyUI makes the same model anew, for another device or without dynamic memory
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype, latent_format))
+    patcher.cached_patcher_init = (load_model, (checkpoint, weight_dtype, latent_format))
     return patcher
 
 
-def read_model(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors of all but the binary tokenizer, by their names in `BitDance`."""
+def read_model(checkpoint: Checkpoint | ImageNetCheckpoint, requested: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of all but the binary tokenizer, by their names in `BitDance` or `ImageNetModel`."""
+    if isinstance(checkpoint, ImageNetCheckpoint):
+        return read_weights(ImageNetModel(checkpoint.config, device="meta"), checkpoint.backbone, requested)
     reference = BitDance(checkpoint.config, device="meta")
     parts = {"backbone": checkpoint.backbone, "projector": checkpoint.projector, "head": checkpoint.head}
     return {
         f"{name}.{key}": tensor
         for name, component in parts.items()
-        for key, tensor in read_weights(getattr(reference, name), component).items()
+        for key, tensor in read_weights(getattr(reference, name), component, requested).items()
     }
 
 
 def build_model(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | ImageNetCheckpoint,
     weights: dict[str, Tensor],
     weight_dtype: str,
     latent_format: BitsFormat,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The language model's patcher; its model holds the head's (see `patchers_of`)."""
+    """The backbone's patcher; its model holds the head's (see `patchers_of`)."""
+    if isinstance(checkpoint, ImageNetCheckpoint):
+        network, prompts, autoencoder = ImageNetModel, None, checkpoint.autoencoder_config
+    else:
+        network, prompts, autoencoder = BitDance, checkpoint.prompts, checkpoint.config.autoencoder
     weights = dict(weights)
-    embedding = weights.pop("backbone.embed_tokens.weight")
     precision = choose_precision(weights, WEIGHT_DTYPES[weight_dtype])
     devices = mm.get_torch_device(), mm.unet_offload_device()
-    model = BitDance(checkpoint.config, precision.operations, device=devices[1], dtype=precision.storage)
+    model = network(checkpoint.config, precision.operations, device=devices[1], dtype=precision.storage)
+    embedding = weights.pop(f"{table_of(model)}.weight")
     hosts = (
         BitDanceHead(model, precision),
-        BitDanceHost(model, checkpoint.prompts, embedding, latent_format, precision),
+        BitDanceHost(model, prompts, autoencoder, embedding, latent_format, precision),
     )
     head, patcher = (
         make_patcher(
@@ -195,7 +215,9 @@ def memory_needed(
     `branch_lengths` counts each branch's tokens, image opening included; `longest_read` the patches that are read in
     one pass.
     """
-    backbone, head = host.config.backbone, host.config.head
+    head = host.config.head
+    backbone = host.config.backbone if host.prompts else host.config
+    width = head.cond_width  # the backbone's
     P, size = grid.tokens_per_patch, host.precision.compute.itemsize
     rows, length = num_images * len(branch_lengths), max(branch_lengths)
     capacity = length - P + grid.num_patches * P
@@ -205,7 +227,7 @@ def memory_needed(
     queries = backbone.num_heads * backbone.head_dim
     # alive at once inside a layer: the residual stream and its norm, and either the three widths of SwiGLU or
     # queries, keys and values with their rotated copies
-    layer = tokens * size * (3 * backbone.hidden_size + max(3 * backbone.intermediate_size, 5 * queries))
+    layer = tokens * size * (3 * width + max(3 * backbone.intermediate_size, 5 * queries))
     # prefill looks through a mask, which stands once for each group of heads (see attention)
     keys = capacity if longest_read > 1 else length
     mask = (rows if len(set(branch_lengths)) > 1 else 1) * longest * keys
@@ -213,7 +235,7 @@ def memory_needed(
     # modulation for all six inputs, the residual stream with its norm, SwiGLU's doubled hidden width
     block = rows * P * size * head.width * (6 + 6 + 5)
     # the prompts' embeddings, and a patch's hidden states, conditions and bits as they pass from network to network
-    between = rows * size * (length * backbone.hidden_size + P * (4 * backbone.hidden_size + head.width + head.bits))
+    between = rows * size * (length * width + P * (4 * width + head.width + head.bits))
     noise = (steps + 1) * num_images * P * head.bits * 4
-    table = (steps + 1) * head.width * size + grid.num_patches * P * backbone.hidden_size * (4 + size)
+    table = (steps + 1) * head.width * size + grid.num_patches * P * width * (4 + size)
     return cache + max(layer + mask, block) + between + noise + table

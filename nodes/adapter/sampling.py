@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import comfy.model_management as mm
 import comfy.utils
@@ -11,13 +11,15 @@ import latent_preview
 import torch
 
 from ...bitdance_core.bit_grid import BitGrid
+from ...bitdance_core.config import Defaults
 from ...bitdance_core.editing import Edit, make_edit
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.flow import Sampling
 from ...bitdance_core.generate import count_evaluations, generate
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.pipeline import make_grid
-from .model import check_model, memory_needed, patchers_of
+from .classes import read_classes
+from .model import BitDanceHost, check_model, memory_needed, patchers_of
 from .text import read_positive, read_prompt
 
 
@@ -30,6 +32,13 @@ class Options:
     guided: tuple[float, float] = (0.0, 1.0)
     noise_scale: float = 1.0
     time_shift: float = 0.0
+    schedule: str = "auto"
+
+    def schedule_for(self, defaults: Defaults) -> str:
+        """The model's own guidance schedule, unless another is asked for, or a last value for it."""
+        if self.schedule != "auto":
+            return self.schedule
+        return "constant" if self.last_cfg else defaults.schedule
 
 
 def draw(
@@ -47,16 +56,26 @@ def draw(
     options: Options,
     allow_untrained_size: bool,
 ) -> BitGrid:
-    """Draw `bits.batch` pictures of the size of `bits`, or redraw in them. Checks before any weight moves."""
+    """Draw `bits.batch` pictures of the size of `bits`, or redraw in them. Checks before any weight moves.
+
+    Several classes draw a picture each where the batch is of one.
+    """
     host = check_model(model)
-    config, prompts = host.config, host.prompts
-    autoencoder, defaults = config.autoencoder, config.defaults
+    config, autoencoder, defaults = host.config, host.autoencoder, host.config.defaults
     if bits.packed is not None:
         bits.check(autoencoder.downscale, autoencoder.bits, config.family)
     height, width = bits.size(autoencoder.downscale)
     if (height, width) == (0, 0):
         height, width = defaults.default_size
-    grid = make_grid(config, prompts, height, width, allow_untrained_size)
+    if host.prompts is not None:
+        grid = make_grid(config, host.prompts, height, width, allow_untrained_size)
+    elif (height, width) == defaults.default_size:
+        grid = host.diffusion_model.grid
+    else:
+        side = defaults.default_size[0]
+        raise BitDanceError(
+            f"{config.family} draws {side}x{side} pixels alone, found {width}x{height} (width x height)"
+        )
     sampling = Sampling(
         sampler,
         steps or defaults.steps,
@@ -66,22 +85,17 @@ def draw(
         options.last_cfg or None,
         options.guided,
         options.noise_scale,
+        options.schedule_for(defaults),
     )
-    edit = _edit(bits, denoise, mask, grid, autoencoder.bits)
-
-    opening = prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
-    conditional, regions, text = read_positive(positive, prompts, grid, autoencoder.downscale)
-    branches = [ids + opening for ids in conditional]
-    if sampling.branches > 1:
-        branches.append(read_prompt(negative, prompts, "negative") + opening)
+    subject = _read(host, positive, negative, grid, bits.batch, guided=sampling.branches > 1)
+    edit = _edit(bits, denoise, mask, grid, autoencoder.bits, subject.num_images)
     evaluations = count_evaluations(sampling, grid, edit)
     if not evaluations:
         return replace(bits, mask=None)
 
     most_steps = max(sampling.steps, sampling.last_steps or 0)
     longest_read = 1 if edit is None else edit.longest_read(grid)
-    lengths = [len(ids) for ids in branches]
-    memory = memory_needed(host, grid, lengths, bits.batch, most_steps, longest_read)
+    memory = memory_needed(host, grid, subject.lengths, subject.num_images, most_steps, longest_read)
     mm.load_models_gpu(patchers_of(model), memory_required=memory)
 
     previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
@@ -100,31 +114,58 @@ def draw(
 
     drawn = generate(
         compiled(model),
-        branches,
+        subject.branches,
         grid,
         sampling,
-        bits.batch,
+        subject.num_images,
         torch.Generator("cpu").manual_seed(seed),
         model.load_device,
         host.precision.compute,
         after_patch,
         before_evaluation,
         edit,
-        regions,
+        subject.regions,
     )
-    return BitGrid.from_bits(drawn, autoencoder.downscale, text)
+    return BitGrid.from_bits(drawn, autoencoder.downscale, subject.text)
 
 
-def _edit(bits: BitGrid, denoise: float, mask: torch.Tensor | None, grid: Grid, channels: int) -> Edit | None:
+@dataclass(frozen=True)
+class _Subject:
+    """What to draw: `generate`'s branches and regions, each branch's length in tokens, and the words for it."""
+
+    branches: list[list[int]]
+    lengths: list[int]
+    num_images: int
+    regions: torch.Tensor | None
+    text: str
+
+
+def _read(host: BitDanceHost, positive, negative, grid: Grid, batch: int, guided: bool) -> _Subject:
+    """The CONDITIONINGs, as this model can follow them. Raises BitDanceError for what it cannot."""
+    if host.prompts is None:
+        branches, text = read_classes(host.config, positive, negative, batch, guided)
+        length = host.config.class_tokens + grid.tokens_per_patch - 1
+        return _Subject(branches, [length] * len(branches), len(branches[0]), None, text)
+    opening = host.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
+    conditional, regions, text = read_positive(positive, host.prompts, grid, host.autoencoder.downscale)
+    branches = [ids + opening for ids in conditional]
+    if guided:
+        branches.append(read_prompt(negative, host.prompts, "negative") + opening)
+    return _Subject(branches, [len(ids) for ids in branches], batch, regions, text)
+
+
+def _edit(
+    bits: BitGrid, denoise: float, mask: torch.Tensor | None, grid: Grid, channels: int, batch: int
+) -> Edit | None:
     """From the sampler's inputs; a mask that came with the bits counts where none is connected."""
     mask = bits.mask if mask is None else mask
     if mask is not None:
         mask = mask.reshape(-1, *mask.shape[-2:])
         if len(mask) > 1:  # as ComfyUI's own samplers: repeated, or cut
-            mask = comfy.utils.repeat_to_batch_size(mask, bits.batch)
+            mask = comfy.utils.repeat_to_batch_size(mask, batch)
     if bits.packed is None and (denoise < 1 or mask is not None):
         raise BitDanceError("denoise below 1 and masks need bits to start from: connect drawn or encoded ones")
-    return make_edit(bits.bits() if bits.packed is not None else None, denoise, mask, grid, bits.batch, channels)
+    return make_edit(bits.bits() if bits.packed is not None else None, denoise, mask, grid, batch, channels)
 
 
 def compiled(model):
@@ -133,9 +174,7 @@ def compiled(model):
     options = model.model_options.get("torch_compile_kwargs")
     if options is None:
         return network
-    return SimpleNamespace(
-        config=network.config,
-        backbone=network.backbone,
-        projector=network.projector,
-        head=torch.compile(network.head, **options),
-    )
+    # the same parts, in an object of its own: the model keeps its head as it is
+    other = copy.copy(network)
+    other.__dict__["head"] = torch.compile(network.head, **options)
+    return other

@@ -22,10 +22,13 @@ AREA_UNIT = 8  # pixels in which ComfyUI counts areas
 class Tokenizer:
     """What ComfyUI's CLIP asks of a tokenizer. Weights such as "(red:1.3)" stay the user's words."""
 
-    def __init__(self, prompts: PromptTokenizer) -> None:
+    def __init__(self, prompts: PromptTokenizer | None) -> None:
+        """None: of an ImageNet model, which draws no prompts."""
         self.prompts = prompts
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
+        if self.prompts is None:
+            raise BitDanceError("this model draws ImageNet's classes, not prompts: use the ImageNet Class node")
         ids = self.prompts.conditional(text) if text.strip() else self.prompts.unconditional()
         return {"bitdance": [[(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]], "text": text}
 
@@ -65,7 +68,7 @@ class Encoder(nn.Module):
         raise RuntimeError("BitDance's text encoder only tokenizes: it cannot write text.")
 
 
-def make_clip(prompts: PromptTokenizer) -> comfy.sd.CLIP:
+def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
     def tokenizer(embedding_directory=None, tokenizer_data=None):
         return Tokenizer(prompts)
 
@@ -79,7 +82,7 @@ def read_prompt(conditioning, prompts: PromptTokenizer, name: str) -> list[int]:
     if len(conditioning) != 1:
         raise BitDanceError(f"'{name}' combines {len(conditioning)} prompts; put them in one text")
     entry = conditioning[0]
-    if _has_region(entry[1]):
+    if has_region(entry[1]):
         raise BitDanceError(f"'{name}' is for an area; only 'positive' can have areas")
     return _read_entry(entry, prompts, name)
 
@@ -92,8 +95,8 @@ def read_positive(
     Prompts for areas or masks (Conditioning Set Area, Set Mask) go before the one for the whole picture, later ones
     before earlier ones; where none is for the whole picture, the rest follows the unconditional template.
     """
-    whole = [entry for entry in conditioning if not _has_region(entry[1])]
-    regional = [entry for entry in conditioning if _has_region(entry[1])]
+    whole = [entry for entry in conditioning if not has_region(entry[1])]
+    regional = [entry for entry in conditioning if has_region(entry[1])]
     if len(whole) > 1:
         raise BitDanceError(
             f"'positive' combines {len(whole)} prompts for the whole picture; put them in one text, or give them areas"
@@ -106,7 +109,7 @@ def read_positive(
     return branches, region_map([_region(entry[1], grid, step) for entry in regional], grid), text
 
 
-def _has_region(options: dict) -> bool:
+def has_region(options: dict) -> bool:
     return options.get("area") is not None or options.get("mask") is not None
 
 
@@ -130,6 +133,13 @@ def _region(options: dict, grid: Grid, step: int) -> Tensor:
     return covered
 
 
+def check_options(options: dict, name: str) -> None:
+    """Refuse what stock nodes ask for that a token's prompt cannot give."""
+    asked = [key for key, nothing in REFUSED.items() if options.get(key, nothing) != nothing]
+    if asked:
+        raise BitDanceError(f"'{name}' has {asked[0].replace('_', ' ')} set, which BitDance cannot follow")
+
+
 def _read_entry(entry, prompts: PromptTokenizer, name: str) -> list[int]:
     """Token ids of one prompt in a CONDITIONING, or BitDanceError that says what to do.
 
@@ -141,9 +151,7 @@ def _read_entry(entry, prompts: PromptTokenizer, name: str) -> list[int]:
             f"'{name}' was not encoded for BitDance; encode it with the CLIP of Load BitDance Model, "
             "by BitDance Text Encode or CLIP Text Encode"
         )
-    asked = [key for key, nothing in REFUSED.items() if options.get(key, nothing) != nothing]
-    if asked:
-        raise BitDanceError(f"'{name}' has {asked[0].replace('_', ' ')} set, which BitDance cannot follow")
+    check_options(options, name)
     if not surrogate.any():
         return prompts.unconditional()
     if not torch.equal(surrogate.flatten().float().cpu(), options[IDS].flatten().float()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.sd
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ...bitdance_core.autoencoder import BinaryAutoencoder, bit_statistics
 from ...bitdance_core.bits import binarize
-from ...bitdance_core.checkpoint import read_autoencoder
+from ...bitdance_core.components import Component
 from ...bitdance_core.config import AutoencoderConfig
 from ...bitdance_core.errors import BitDanceError
 from .tiles import TokenizerOperations, tiled
@@ -76,10 +75,9 @@ class BinaryTokenizer(BinaryAutoencoder):
 class BinaryVAE(comfy.sd.VAE):
     """A VAE in ComfyUI's sense, made of our network by ComfyUI's own class: encode, decode, tiles, memory."""
 
-    def __init__(self, path: Path) -> None:
-        """`path`: what `read_autoencoder` takes. Raises BitDanceError before any weight is read."""
-        config, component = read_autoencoder(path)
-        weights = read_weights(BinaryAutoencoder(config, device="meta"), component)
+    def __init__(self, config: AutoencoderConfig, component: Component) -> None:
+        """Of what `read_autoencoder` found. Raises BitDanceError before any weight is read."""
+        weights = read_weights(BinaryAutoencoder(config, device="meta"), component, quantized=False)
         with _without_warning("No VAE weights detected"):
             super().__init__(sd={})  # sets what every VAE has, and warns; our own follows
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import dataclass
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import comfy.memory_management
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...bitdance_core.checkpoint import Component
-from ...bitdance_core.weights import check_tensors
+from ...bitdance_core.components import Component, Quantization, TensorInfo
+from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.files import is_torch_file, open_tensors
+from ...bitdance_core.weights import check_finite, check_tensors, is_scaled, scaled
 
 SUPPORTED = [torch.bfloat16, torch.float32]  # the head's numbers leave float16's range
 WEIGHT_DTYPES = {"default": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+NOTE = "comfy_quant"  # beside a quantized weight: what ComfyUI's layers read of it
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What weights are stored as, and what they are cast to at every use (None: used as they are)."""
+    """What weights are stored as, and what they are cast to at every use (None: used as they are).
+
+    `quantized`: some layers keep ComfyUI's quantized weights.
+    """
 
     storage: torch.dtype
     cast: torch.dtype | None
+    quantized: bool = False
 
     @property
     def compute(self) -> torch.dtype:
@@ -32,6 +44,9 @@ class Precision:
 
     @property
     def operations(self) -> ModuleType | type:
+        if self.quantized:  # ComfyUI knows which formats this device computes in
+            config = SimpleNamespace(quant_config={"mixed_ops": True})
+            return comfy.ops.pick_operations(self.storage, self.compute, mm.get_torch_device(), model_config=config)
         return comfy.ops.disable_weight_init if self.cast is None else comfy.ops.manual_cast
 
 
@@ -39,24 +54,88 @@ def choose_precision(weights: dict[str, Tensor], requested: torch.dtype | None) 
     """As ComfyUI chooses for its own models, between the types that BitDance can be computed in."""
     device = mm.get_torch_device()
     parameters = comfy.utils.calculate_parameters(weights)
-    storage = requested or mm.unet_dtype(device, parameters, SUPPORTED, comfy.utils.weight_dtype(weights))
+    plain = {name: w for name, w in weights.items() if w.dtype.is_floating_point and w.dtype.itemsize > 1}
+    quantized = any(name.endswith(f".{NOTE}") for name in weights)
+    stored = comfy.utils.weight_dtype(plain)
+    storage = requested or mm.unet_dtype(device, parameters, SUPPORTED, stored)
     cast = mm.unet_manual_cast(storage, device, SUPPORTED)
     if (cast or storage) not in SUPPORTED:  # --fp16-unet: kept so, but not computed in
         cast = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
-    return Precision(storage, cast)
+    return Precision(storage, cast, quantized)
 
 
-def read_weights(reference: nn.Module, component: Component) -> dict[str, Tensor]:
+def read_weights(
+    reference: nn.Module, component: Component, requested: torch.dtype | None = None, quantized: bool = True
+) -> dict[str, Tensor]:
     """A component's tensors by parameter name, through ComfyUI's own (memory-mapping) reader.
 
     `reference` is the module on the meta device: ComfyUI's loaders compare no shapes, so the core does, beforehand.
+    Quantized weights stay so where ComfyUI's layers can keep them, with what those read beside them; else, or where a
+    type is `requested` or `quantized` is False, they become numbers.
     """
-    tensors = check_tensors(reference, component)
-    weights = {}
+    tensors = check_tensors(reference, component, can_run if quantized else is_scaled)
+    keep = quantized and requested is None
+    # weights that stay mapped are read when they are first used: then the sampler looks for NaN
+    look = not comfy.memory_management.aimdo_enabled
+    numbers = requested or (torch.bfloat16 if mm.should_use_bf16(mm.get_torch_device()) else torch.float32)
+    weights: dict[str, Tensor] = {}
+    undone = 0
     for path in {info.file: None for info in tensors.values()}:
-        content = comfy.utils.load_torch_file(str(path), safe_load=True)
-        weights |= {name: content[info.key] for name, info in tensors.items() if info.file == path}
+        content = _content(path)
+        for name, info in tensors.items():
+            if info.file != path:
+                continue
+            stored = content[info.key]
+            if info.quantization is None:
+                weights[name] = stored
+            elif keep and _stays(info, reference.get_submodule(name.rpartition(".")[0])):
+                weights |= _quantized(name, info, content)
+            elif not is_scaled(info.quantization):
+                raise BitDanceError(
+                    f"{path}: {info.key} is {info.quantization.format}, which ComfyUI's Linear layers compute in as it "
+                    "is and nothing else does; set weight_dtype to default, or take another file"
+                )
+            else:
+                undone += 1
+                scale = info.quantization.beside.get("weight_scale")
+                scale = None if scale is None else content[scale.key]
+                weights[name] = scaled(stored, scale, numbers)
+            if look and weights[name].dtype.itemsize > 1:
+                check_finite(weights[name], info)
+    if undone and keep:
+        logging.info(f"[BitDance] {undone} quantized weights of the {component.name} are kept as {numbers}")
     return weights
+
+
+def can_run(quantization: Quantization) -> bool:
+    """Whether this ComfyUI has layers for a quantized format."""
+    return quantization.format in comfy.quant_ops.QUANT_ALGOS
+
+
+def _stays(info: TensorInfo, layer: nn.Module) -> bool:
+    """ComfyUI's Linear keeps a quantized weight; of 8-bit floats only one with a single scale."""
+    scale = info.quantization.beside.get("weight_scale")
+    is_float = info.quantization.format.startswith("float8")
+    single = scale is None or all(n == 1 for n in scale.shape)
+    return isinstance(layer, nn.Linear) and (single or not is_float)
+
+
+def _quantized(name: str, info: TensorInfo, content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A weight and what ComfyUI's Linear reads beside it, by ComfyUI's names."""
+    base, quantization = name.removesuffix("weight"), info.quantization
+    note = json.dumps({"format": quantization.format, **quantization.settings}).encode()
+    beside = {base + kind: content[extra.key] for kind, extra in quantization.beside.items()}
+    if quantization.format.startswith("float8"):
+        scale = beside.get(base + "weight_scale", torch.ones(()))
+        beside[base + "weight_scale"] = scale.float().reshape(())
+    return {name: content[info.key], **beside, base + NOTE: torch.tensor(list(note), dtype=torch.uint8)}
+
+
+def _content(path: Path) -> dict[str, Tensor]:
+    if is_torch_file(path):  # ComfyUI's reader does not look for averaged weights
+        with open_tensors(path) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}
+    return comfy.utils.load_torch_file(str(path), safe_load=True)
 
 
 def make_patcher(

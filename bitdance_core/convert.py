@@ -1,0 +1,389 @@
+"""A model from one layout and precision to another, tensor by tensor: never more of it in memory than two tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .autoencoder import BinaryAutoencoder
+from .checkpoint import Source, locate, read_autoencoder, read_checkpoint, read_imagenet
+from .components import (
+    CLASS_MODEL,
+    HEAD,
+    LANGUAGE_MODEL,
+    PROJECTOR,
+    PROMPTS,
+    PROMPTS_KEY,
+    TOKENIZER,
+    Component,
+    TensorInfo,
+)
+from .errors import BitDanceError
+from .files import DTYPES, open_safetensors, open_tensors
+from .imagenet import ImageNetModel
+from .layout import NOTE, Layout, find_layout
+from .model import BitDance
+from .safetensors_writer import Planned, write_safetensors
+from .weights import check_finite, check_tensors, is_scaled, scaled
+
+FORMATS = ("official", "comfy", "single")
+PRECISIONS = {
+    "keep": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8_e4m3fn": "F8_E4M3", "fp8_e5m2": "F8_E5M2",
+}  # fmt: skip
+QUANTIZED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # ComfyUI's names
+# what is quantized: the matrices of the many layers; what leads into them, out of them and tells them the time is small
+LAYERS = re.compile(r"(.+\.)?(layers|res_blocks|ada_ln_blocks)\.\d+\.(.+\.)?weight")
+CHUNK_VALUES = 2**22  # of a tensor at once
+SHARD_BYTES = 5 * 10**9
+# files of a prompt tokenizer that the official folder holds beside tokenizer.json
+TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+PREFIXES = {  # of each part's tensors: in the official files, in single files, and in one file for all
+    "official": {LANGUAGE_MODEL: "model.", PROJECTOR: "", HEAD: "net.", TOKENIZER: ""},
+    "comfy": {LANGUAGE_MODEL: "model.", PROJECTOR: "projector.", HEAD: "diffusion_head.net.", TOKENIZER: "",
+              CLASS_MODEL: ""},
+    "single": {LANGUAGE_MODEL: "text_encoder.model.", PROJECTOR: "projector.", HEAD: "diffusion_head.net.",
+               TOKENIZER: "autoencoder.", CLASS_MODEL: ""},
+}  # fmt: skip
+CONFIG_FILES = {LANGUAGE_MODEL: "config.json", HEAD: "vision_head_config.json", TOKENIZER: "ae_config.json"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to write: tensors, or text."""
+
+    path: Path
+    tensors: list[Planned] = field(default_factory=list)
+    text: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.text.encode()) if self.text is not None else sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is converted: checked parts under their names in the published files, and what describes them."""
+
+    name: str
+    parts: dict[str, Component]
+    configs: dict[str, dict[str, Any]]
+    prompts: str | None = None  # a tokenizer.json
+    extras: dict[str, str] = field(default_factory=dict)  # more files of the prompt tokenizer, by name
+
+
+def convert(
+    source: Source,
+    destination: str | Path,
+    format: str,
+    dtype: str = "keep",
+    name: str | None = None,
+    tokenizer: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write a model, an ImageNet model or a binary tokenizer in another layout; the files that are it now.
+
+    `source`: what a pipeline loads. `destination`: for "official" a folder, for "comfy" a folder that gets
+    diffusion_models, text_encoders and vae (ComfyUI's `models`, say), for "single" a file or a folder. `dtype` is one
+    of PRECISIONS; the two fp8 ones quantize the layers' matrices in ComfyUI's scaled format and leave the rest at 16
+    bits.
+    `name` is for the new files; `tokenizer` is an ImageNet model's. `progress(bytes, bytes in all)` is told of each
+    step.
+
+    A file gets its name only when it is whole and has been read back; files of the same conversion that are there
+    already are kept, so an interrupted one continues with the file that it stopped in. Raises BitDanceError before
+    anything is written where a part is damaged or missing, a file of another origin is in the way, or the disk is full.
+    """
+    if format not in FORMATS:
+        raise BitDanceError(f"unknown format '{format}', have: {', '.join(FORMATS)}")
+    if dtype not in PRECISIONS:
+        raise BitDanceError(f"unknown dtype '{dtype}', have: {', '.join(PRECISIONS)}")
+    found = locate(source)
+    model = _read(found, Path(tokenizer) if tokenizer else None)
+    name = name or model.name
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise BitDanceError(f"'{name}' cannot name a file; use letters, digits, '.', '-' and '_'")
+    outputs = _plan(model, Path(destination), format, PRECISIONS[dtype], name)
+    note = _note(model, source, format, dtype)
+    todo = [output for output in outputs if not _is_done(output, note)]
+    _check_space(todo)
+    total, done = sum(output.nbytes for output in todo), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    for output in todo:
+        output.path.parent.mkdir(parents=True, exist_ok=True)
+        if output.text is None:
+            write_safetensors(output.path, output.tensors, {"format": "pt", NOTE: note}, advance)
+        else:
+            partial = output.path.with_name(f".{output.path.name}.partial")
+            partial.write_text(output.text, encoding="utf-8")
+            partial.replace(output.path)
+            advance(output.nbytes)
+    return [output.path for output in outputs]
+
+
+def _read(source: Path | tuple[Path, ...], tokenizer: Path | None) -> Model:
+    """Recognise and check a source as its pipeline would."""
+    layout = find_layout(source)
+    if CLASS_MODEL in layout.parts:
+        checkpoint = read_imagenet(source, tokenizer)
+        check_tensors(ImageNetModel(checkpoint.config, device="meta"), checkpoint.backbone)
+        parts = {CLASS_MODEL: layout.parts[CLASS_MODEL], TOKENIZER: checkpoint.autoencoder}
+        configs = {TOKENIZER: checkpoint.autoencoder_config.to_dict()}
+        model = Model(_stem(layout), parts, configs)
+        autoencoder = checkpoint.autoencoder_config
+    elif set(layout.parts) == {TOKENIZER}:
+        autoencoder, component = read_autoencoder(layout.path)
+        model = Model(_stem(layout), {TOKENIZER: component}, {TOKENIZER: autoencoder.to_dict()})
+    else:
+        checkpoint = read_checkpoint(source)
+        reference = BitDance(checkpoint.config, device="meta")
+        check_tensors(reference.backbone, checkpoint.backbone)
+        check_tensors(reference.projector, checkpoint.projector)
+        check_tensors(reference.head, checkpoint.head)
+        autoencoder = checkpoint.config.autoencoder
+        data, where = layout.read_prompts()
+        own = {LANGUAGE_MODEL: checkpoint.config.backbone, HEAD: checkpoint.config.head, TOKENIZER: autoencoder}
+        configs = {part: config.to_dict() for part, config in own.items()}
+        configs |= {part: _plain(config) for part, (config, _) in layout.configs.items()}
+        configs[HEAD] = {**configs[HEAD], "parallel_num": checkpoint.config.tokens_per_patch}
+        extras = {
+            file: path.read_text(encoding="utf-8")
+            for file in TOKENIZER_EXTRAS
+            if layout.prompts and (path := layout.prompts.with_name(file)).is_file()
+        }
+        text = json.dumps(data, ensure_ascii=False)
+        parts = {part: component for part, component in layout.parts.items() if part != PROMPTS}
+        model = Model(_stem(layout), parts, configs, text, extras)
+    check_tensors(BinaryAutoencoder(autoencoder, device="meta"), model.parts[TOKENIZER])
+    return model
+
+
+def _plan(model: Model, destination: Path, format: str, dtype: str | None, name: str) -> list[Output]:
+    prefixes = PREFIXES[format]
+
+    def planned(*parts: str) -> list[Planned]:
+        return [
+            tensor
+            for part in parts
+            if part in model.parts
+            for key, info in model.parts[part].tensors.items()
+            for tensor in _tensors(_key(prefixes[part], key), info, dtype)
+        ]
+
+    prompts = [_bytes(PROMPTS_KEY, model.prompts.encode())] if model.prompts else []
+    if format == "single":
+        if destination.suffix != ".safetensors":
+            destination = destination / f"{name}.safetensors"
+        return [Output(destination, planned(*model.parts) + prompts)]
+    if format == "comfy":
+        file = f"{name}.safetensors"
+        outputs = [
+            Output(destination / "vae" / (file if set(model.parts) == {TOKENIZER} else f"{name}_ae.safetensors"),
+                   planned(TOKENIZER)),
+            Output(destination / "text_encoders" / file, planned(LANGUAGE_MODEL) + prompts),
+            Output(destination / "diffusion_models" / file, planned(HEAD, PROJECTOR, CLASS_MODEL)),
+        ]  # fmt: skip
+        return [output for output in outputs if output.tensors]
+    if CLASS_MODEL in model.parts:
+        raise BitDanceError("an ImageNet model's official layout is the .pt file that it came in; use comfy or single")
+    texts = {CONFIG_FILES.get(part, "bitdance.json"): config for part, config in model.configs.items()}
+    texts = {file: json.dumps(config, indent=2) + "\n" for file, config in texts.items()} | model.extras
+    if model.prompts:
+        texts["tokenizer.json"] = model.prompts
+    outputs = [
+        Output(destination / file, planned(part))
+        for file, part in (("ae.safetensors", TOKENIZER), ("projector.safetensors", PROJECTOR),
+                           ("vision_head.safetensors", HEAD))
+    ] + _shards(destination, planned(LANGUAGE_MODEL))  # fmt: skip
+    last = [Output(destination / "config.json", text=texts.pop("config.json"))] if "config.json" in texts else []
+    outputs += [Output(destination / file, text=text) for file, text in texts.items()]
+    # last: a folder without it is no model yet
+    return [output for output in outputs if output.tensors or output.text is not None] + last
+
+
+def _shards(folder: Path, tensors: list[Planned]) -> list[Output]:
+    shards: list[list[Planned]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        return [Output(folder / "model.safetensors", tensors)]
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    index = {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+        "weight_map": {tensor.name: file for file, shard in zip(names, shards) for tensor in shard},
+    }
+    outputs = [Output(folder / file, shard) for file, shard in zip(names, shards)]
+    return [*outputs, Output(folder / "model.safetensors.index.json", text=json.dumps(index, indent=2) + "\n")]
+
+
+def _key(prefix: str, name: str) -> str:
+    return name if name == "lm_head.weight" and prefix == "model." else prefix + name
+
+
+def _tensors(key: str, info: TensorInfo, dtype: str | None) -> list[Planned]:
+    """What a tensor becomes: itself in another type, or a quantized weight and what stands beside it."""
+    base, quantization = key.removesuffix("weight"), info.quantization
+    if quantization and (dtype is None or QUANTIZED.get(dtype) == quantization.format):
+        return _kept(base, info)
+    if quantization and not is_scaled(quantization):
+        raise BitDanceError(
+            f"{info.file}: {info.key} is {quantization.format}; such files can only be kept as they are"
+        )
+    wide = info.dtype if dtype is None else dtype
+    if dtype in QUANTIZED:
+        if len(info.shape) == 2 and LAYERS.fullmatch(key):
+            return _quantized(base, info, dtype)
+        wide = info.dtype if info.dtype in ("BF16", "F16") else "BF16"
+    return [Planned(key, wide, info.shape, lambda: _values(info, DTYPES[wide]))]
+
+
+def _kept(base: str, info: TensorInfo) -> list[Planned]:
+    quantization = info.quantization
+    with open_tensors(info.file) as file:
+        stored = tuple(file.get_slice(info.key).get_shape())
+    beside = dict(quantization.beside)
+    planned = [Planned(base + "weight", info.dtype, stored, lambda: _values(info, None))]
+    settings = {"format": quantization.format, **quantization.settings}
+    if quantization.format in QUANTIZED.values():
+        scale = beside.pop("weight_scale", None)
+        if scale is None:
+            planned.append(Planned(base + "weight_scale", "F32", (), lambda: iter([torch.ones(())])))
+        elif all(n == 1 for n in scale.shape):
+            flat = lambda: (x.float().reshape(()) for x in _values(scale, None))  # noqa: E731
+            planned.append(Planned(base + "weight_scale", "F32", (), flat))
+        else:  # ComfyUI's own fp8 layers know one scale alone; ours read this
+            planned.append(Planned(base + "weight_scale", scale.dtype, scale.shape, lambda: _values(scale, None)))
+            settings = None
+    for name, extra in beside.items():
+        planned.append(Planned(base + name, extra.dtype, extra.shape, lambda extra=extra: _values(extra, None)))
+    return planned + ([_bytes(base + "comfy_quant", json.dumps(settings).encode())] if settings else [])
+
+
+def _quantized(base: str, info: TensorInfo, dtype: str) -> list[Planned]:
+    """w = q * scale, scale = the largest |w| over the largest number of the type."""
+    kind = DTYPES[dtype]
+    most = torch.finfo(kind).max
+    scale = torch.ones(())
+
+    def values() -> Iterator[Tensor]:
+        largest = max((chunk.abs().amax().item() for chunk in _values(info, torch.float32)), default=0.0)
+        scale.fill_(largest / most or 1.0)
+        for chunk in _values(info, torch.float32):
+            yield (chunk / scale).clamp_(-most, most).to(kind)
+
+    note = json.dumps({"format": QUANTIZED[dtype]}).encode()
+    return [
+        Planned(base + "weight", dtype, info.shape, values),
+        Planned(base + "weight_scale", "F32", (), lambda: iter([scale])),  # known once the weight has been written
+        _bytes(base + "comfy_quant", note),
+    ]
+
+
+def _bytes(name: str, data: bytes) -> Planned:
+    return Planned(name, "U8", (len(data),), lambda: iter([torch.frombuffer(bytearray(data), dtype=torch.uint8)]))
+
+
+def _values(info: TensorInfo, dtype: torch.dtype | None) -> Iterator[Tensor]:
+    """A tensor's rows, some at a time, as they are stored (None) or as numbers of a type.
+
+    The file is opened anew: what was mapped of it is given back when it closes.
+    """
+    with open_tensors(info.file) as file:
+        part = file.get_slice(info.key)
+        shape = part.get_shape()
+        scale = None
+        if dtype is not None and info.quantization and (beside := info.quantization.beside.get("weight_scale")):
+            scale = file.get_tensor(beside.key).float().reshape(-1, 1)
+        if not shape:
+            rows, step = 1, 1
+        else:
+            rows = shape[0]
+            step = max(1, CHUNK_VALUES * rows // max(1, torch.Size(shape).numel()))
+        for start in range(0, rows, step):
+            chunk = part[start : start + step] if shape else file.get_tensor(info.key)
+            if dtype is not None and info.quantization:
+                own = scale[start : start + step] if scale is not None and len(scale) > 1 else scale
+                chunk = scaled(chunk, own, dtype)
+            elif dtype is not None:
+                chunk = chunk.to(dtype)
+            if chunk.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+                check_finite(chunk, info)
+            yield chunk
+
+
+def _note(model: Model, source: Source, format: str, dtype: str) -> str:
+    """What a file's header says: where it comes from, which version of ours wrote it, and its configurations."""
+    files = sorted({file for component in model.parts.values() for file in component.files})
+    stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    named = [source] if isinstance(source, str | Path) else source
+    return json.dumps(
+        {
+            "source": ", ".join(Path(path).name for path in named),
+            "version": __version__,
+            "layout": format,
+            "dtype": dtype,
+            "origin": hashlib.sha256(repr((stamp, format, dtype)).encode()).hexdigest(),
+            "configs": model.configs,
+        }
+    )
+
+
+def _is_done(output: Output, note: str) -> bool:
+    """Whether an earlier run of the same conversion left the file; BitDanceError for one of another origin."""
+    if not output.path.exists():
+        return False
+    if output.text is not None:
+        same = output.path.is_file() and output.path.read_bytes() == output.text.encode()
+    else:
+        try:
+            with open_safetensors(output.path) as file:
+                same = (file.metadata() or {}).get(NOTE) == note
+        except BitDanceError:
+            same = False
+    if not same:
+        raise BitDanceError(
+            f"{output.path} is there already and is not of this conversion; move it or choose another name"
+        )
+    return True
+
+
+def _check_space(outputs: list[Output]) -> None:
+    needed: dict[Path, int] = {}
+    for output in outputs:
+        folder = next(path for path in output.path.absolute().parents if path.exists())
+        if not os.access(folder, os.W_OK) or not folder.is_dir():
+            raise BitDanceError(f"{output.path} cannot be written: {folder} is not a folder that you may write in")
+        needed[folder] = needed.get(folder, 0) + output.nbytes
+    for folder, size in needed.items():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise BitDanceError(
+                f"{size / 1e9:.1f} GB are to be written, but the disk of {folder} has {free / 1e9:.1f} GB free"
+            )
+
+
+def _stem(layout: Layout) -> str:
+    return layout.path.resolve().stem if layout.path.is_file() else layout.path.resolve().name
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what diffusers writes into every configuration."""
+    return {name: value for name, value in config.items() if name not in ("_class_name", "_diffusers_version")}
