@@ -2,6 +2,7 @@ import asyncio
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ sys.path += [str(ROOT), str(ROOT / "scripts")]  # appended: the pack's `nodes` m
 
 from comfyui import Server  # noqa: E402
 from environment import ensure_comfyui  # noqa: E402
+from hub_server import serve  # noqa: E402
 
 # tests never time: how fast examples come depends on the machine
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,7 +36,7 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    """The server's folders; two small random models (golden ones) lie in models/bitdance."""
+    """The server's folders; small random models (golden ones) lie in models/bitdance."""
     base = tmp_path_factory.mktemp("comfyui")
     (base / "models" / "bitdance").mkdir(parents=True)
     for folder in (ROOT / "tests" / "data").iterdir():
@@ -43,9 +45,19 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(comfyui, base):
+def hub(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """What makes a server ask a stand-in hub, which has a small random model under a published name."""
+    folder = tmp_path_factory.mktemp("hub")
+    for name, ours in {"BitDance_B_4x.pt": "tiny_4x.pt", "ae_d16c32.pt": "ae_tiny_4x.pt"}.items():
+        (folder / name).symlink_to(ROOT / "tests" / "data" / "imagenet" / ours)
+    with serve("shallowdream204/BitDance-ImageNet", folder) as (address, _):
+        yield {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, base, hub):
     """A real ComfyUI with this pack, started once."""
-    with Server(Path(sys.executable), comfyui, base, "--cpu") as server:
+    with Server(Path(sys.executable), comfyui, base, "--cpu", env=hub) as server:
         yield server
 
 

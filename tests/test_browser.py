@@ -60,7 +60,7 @@ def test_a_workflow_opens_and_shows_its_picture(page, messages, name):
     sources = page.evaluate(f"{shows}.sort((a, b) => a.id - b.id).map(n => n.imgs[0].src)")
     for source, prompt in zip(sources, EXPECTED[name]):  # of a batch, the first
         (image,) = images([_fetch(page, source)])
-        assert pictures.read(image) == pictures.parse(prompt)
+        assert prompt is None or pictures.read(image) == pictures.parse(prompt)
     ours = [message for message in messages[before:] if any("bitdance" in part.lower() for part in message)]
     assert ours == [] and not [message for message in messages[before:] if message[1] == "page"]
 

@@ -1,6 +1,7 @@
 """Every shared workflow file, run as it is in a real server by ComfyUI's own command line client."""
 
 import json
+import shutil
 import sys
 import urllib.parse
 from pathlib import Path
@@ -16,6 +17,7 @@ WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
 EXPECTED = {"Bits as Files": [PROMPT], "Stock Nodes": [PROMPT], "Text to Image": [PROMPT]}
 EXPECTED |= {
     "Image to Image": [PROMPT, "a large green star on a blue background"],
+    "ImageNet": [None] * 4,  # of random weights, which mean nothing
     "Inpaint": [PROMPT, "a large red circle on a blue background"],
     "Outpaint": [PROMPT],
     "Reconstruct": [PROMPT, PROMPT],
@@ -24,14 +26,17 @@ EXPECTED |= {
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_runs_to_pictures_that_mean_what_it_asks(server, name):
+def test_a_workflow_runs_to_pictures_that_mean_what_it_asks(server, base, name):
+    # as on a new machine, where nothing has been downloaded
+    shutil.rmtree(base / "models" / "bitdance" / "BitDance-ImageNet", ignore_errors=True)
     done = comfy_cli(
         Path(sys.executable), "--json", *run_workflow(FOLDER / f"{name}.json", server), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     history = server.wait(json.loads(done.stdout.strip().splitlines()[-1])["data"]["prompt_id"])
     drawn = images(server.images(history))
-    assert [pictures.read(image) for image in drawn] == [pictures.parse(prompt) for prompt in EXPECTED[name]]
+    assert len(drawn) == len(EXPECTED[name])
+    assert all(pictures.read(image) == pictures.parse(prompt) for image, prompt in zip(drawn, EXPECTED[name]) if prompt)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
