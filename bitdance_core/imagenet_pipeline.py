@@ -16,12 +16,12 @@ from .config import Size
 from .editing import make_edit
 from .errors import BitDanceError, whole_number
 from .flow import Sampling
-from .generate import Callback, Cancel, check_cancelled, generate
+from .generate import Callback, Cancel
 from .imagenet import ImageNetModel
 from .imagenet_classes import class_index
 from .imagenet_config import ImageNetConfig
-from .pipeline import GenerateOutput
-from .tokenizer import BinaryTokenizer, to_images
+from .pipeline import GenerateOutput, draw
+from .tokenizer import BinaryTokenizer
 from .weights import load_weights
 
 IMAGENET_CLASSES = 1000  # models of as many know their names
@@ -119,27 +119,7 @@ class ImageNetPipeline:
         branches = [classes]
         if sampling.branches > 1:
             branches.append([self.config.null_class] * len(classes))
-        # on the CPU, so that a seed means the same picture on every device
-        generator = torch.Generator("cpu").manual_seed(seed)
-        bits = generate(
-            self.model,
-            branches,
-            grid,
-            sampling,
-            len(classes),
-            generator,
-            self.device,
-            self.dtype,
-            callback,
-            cancel,
-            edit,
-        )
-        # one picture at a time: decoding takes more memory than all else
-        images = []
-        for row in bits.split(1):
-            check_cancelled(cancel)
-            images += to_images(self.tokenizer.decode(row, generator))
-        return GenerateOutput(images, (bits > 0).cpu())
+        return draw(self.model, self.tokenizer, branches, grid, sampling, len(classes), seed, callback, cancel, edit)
 
 
 def class_numbers(labels: Sequence[int | str], config: ImageNetConfig) -> list[int]:

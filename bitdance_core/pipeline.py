@@ -15,10 +15,11 @@ from .attention import AttentionFn, attention
 from .autoencoder import BinaryAutoencoder
 from .checkpoint import Source, locate, read_checkpoint
 from .config import BitDanceConfig, Size
-from .editing import THRESHOLD, make_edit, region_map, token_mask
+from .editing import THRESHOLD, Edit, make_edit, region_map, token_mask
 from .errors import BitDanceError, whole_number
 from .flow import Sampling
 from .generate import Callback, Cancel, check_cancelled, generate
+from .imagenet import ImageNetModel
 from .model import BitDance
 from .patches import Grid
 from .prompt import PromptTokenizer
@@ -175,28 +176,10 @@ class BitDancePipeline:
         if sampling.branches > 1:
             negative = self.prompts.conditional(negative_prompt) if negative_prompt else self.prompts.unconditional()
             branches.append(negative + opening)
-        # on the CPU, so that a seed means the same picture on every device
-        generator = torch.Generator("cpu").manual_seed(seed)
-        bits = generate(
-            self.model,
-            branches,
-            grid,
-            sampling,
-            num_images,
-            generator,
-            self.device,
-            self.dtype,
-            callback,
-            cancel,
-            edit,
-            region_map(covers, grid) if covers else None,
+        regions = region_map(covers, grid) if covers else None
+        return draw(
+            self.model, self.tokenizer, branches, grid, sampling, num_images, seed, callback, cancel, edit, regions
         )
-        # one picture at a time: decoding takes more memory than all else
-        images = []
-        for row in bits.split(1):
-            check_cancelled(cancel)
-            images += to_images(self.tokenizer.decode(row, generator))
-        return GenerateOutput(images, (bits > 0).cpu())
 
     def _size_of(self, bits: Tensor, height: int | None, width: int | None) -> Size:
         """In pixels; a height or width that was asked for must be that of the bits."""
@@ -205,6 +188,31 @@ class BitDancePipeline:
         if height not in (None, size[0]) or width not in (None, size[1]):
             raise BitDanceError(f"init_bits are of {size[0]}x{size[1]} pixels (height x width), not {height}x{width}")
         return size
+
+
+def draw(
+    model: BitDance | ImageNetModel,
+    tokenizer: BinaryTokenizer,
+    branches: Sequence[Sequence[int]],
+    grid: Grid,
+    sampling: Sampling,
+    num_images: int,
+    seed: int,
+    callback: Callback | None,
+    cancel: Cancel | None,
+    edit: Edit | None,
+    regions: Tensor | None = None,
+) -> GenerateOutput:
+    """`generate` where the tokenizer lies and in its dtype, and its bits as pictures."""
+    # on the CPU, so that a seed means the same picture on every device
+    generator = torch.Generator("cpu").manual_seed(seed)
+    where = tokenizer.device, tokenizer.dtype
+    bits = generate(model, branches, grid, sampling, num_images, generator, *where, callback, cancel, edit, regions)
+    images = []
+    for row in bits.split(1):  # one picture at a time: decoding takes more memory than all else
+        check_cancelled(cancel)
+        images += to_images(tokenizer.decode(row, generator))
+    return GenerateOutput(images, (bits > 0).cpu())
 
 
 def make_grid(
