@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-import comfy.model_management as mm
-import comfy.utils
 import folder_paths
 
 from ...bitdance_core import hub
@@ -29,8 +22,8 @@ from ...bitdance_core.components import (
 from ...bitdance_core.errors import BitDanceError, MissingFileError
 from ...bitdance_core.hub import Published
 from ...bitdance_core.layout import COMFY_FOLDERS, WEIGHTS, files_of_set, missing_files
+from .downloads import fetch
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = "bitdance"  # under models/, and in extra_model_paths.yaml
 DOWNLOAD = " (download)"
 NONE = "none"  # in the list of text encoders: an ImageNet model has none
@@ -278,7 +271,7 @@ def _downloaded(name: str, model: Published) -> Source:
     """Fetch a published model, with progress in the graph; what loads it."""
     folder = _folder_of(name, model)
     if not _is_here(name, model):
-        _download(model, folder)
+        fetch(model, folder)
     if model.loads:
         return folder / model.loads
     if not (missing := missing_files(folder)):
@@ -287,37 +280,3 @@ def _downloaded(name: str, model: Published) -> Source:
     if len(heads) == 1:
         return _set_of(heads[0])
     raise BitDanceError(f"the download of {name} lacks {', '.join(missing)}; queue again to continue it")
-
-
-def _download(model: Published, folder: Path) -> None:
-    """In a process of its own, which an interrupt can end at once; the next try continues what is there."""
-    sizes = hub.remote_files(model.repository, model.files)
-    total = sum(sizes.values())
-    hub.check_space(sizes, folder)
-    logging.info(f"[BitDance] downloading {model.repository} ({total / 1e9:.1f} GB) to {folder}")
-    bar = comfy.utils.ProgressBar(max(total, 1))
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bitdance_core import hub; sys.exit(hub.main())"
-    command = [sys.executable, "-c", code, model.repository, str(folder), *sizes]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            while process.poll() is None:
-                mm.throw_exception_if_processing_interrupted()
-                bar.update_absolute(min(_bytes_of(sizes, folder), total))
-                time.sleep(0.2)
-        except BaseException:  # an interrupt is none of Exception
-            process.terminate()
-            raise
-        if process.returncode:
-            said = process.stdout.read().strip().splitlines() or ["the download stopped"]
-            raise MissingFileError(said[-1])
-
-
-def _bytes_of(names: Iterable[str], folder: Path) -> int:
-    """Of files that are being fetched into a folder."""
-    total = 0
-    for path in [*(folder / name for name in names), *(folder / ".cache").rglob("*.incomplete")]:
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # not begun, or a part that has just got its final name
-            continue
-    return total
