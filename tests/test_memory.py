@@ -2,6 +2,8 @@
 
 import gc
 import weakref
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from bitdance_core.checkpoint import ASSETS, read_checkpoint
 from bitdance_core.editing import make_edit
 from bitdance_core.flow import Sampling
 from bitdance_core.generate import generate
+from bitdance_core.imagenet import ImageNetModel
+from bitdance_core.imagenet_config import IMAGENET
 from bitdance_core.patches import Grid
 from graphs import PROMPT
 from peak_memory import PeakMemory
@@ -294,3 +298,22 @@ def test_a_lora_for_something_else_is_named(pack, model, tmp_path):
     folder_paths.add_model_folder_path("loras", str(tmp_path))
     with pytest.raises(ValueError, match="other.safetensors holds nothing for builtin; its first key is unet.mid"):
         pack.lora.apply(model, "other.safetensors", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_patch", "num_images", "guidance"), [(1, 2, 4.0), (4, 1, 4.0), (16, 4, 4.0), (16, 2, 1.0)]
+)
+def test_the_memory_of_an_imagenet_model(pack, tokens_per_patch, num_images, guidance):
+    """Two layers of the published width, random."""
+    config = replace(IMAGENET[f"imagenet-b-{tokens_per_patch}x"], num_layers=2, num_classes=9)
+    model = ImageNetModel(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.02)
+    host = SimpleNamespace(config=config, prompts=None, precision=SimpleNamespace(compute=torch.float32))
+    labels = [list(range(num_images)), [config.null_class] * num_images][: 2 if guidance > 1 else 1]
+    lengths = [config.class_tokens + tokens_per_patch - 1] * len(labels)
+    estimate = pack.model.memory_needed(host, model.grid, lengths, num_images, 2)
+    sampling, generator = Sampling("euler_maruyama", 2, guidance, schedule="linear"), torch.Generator().manual_seed(0)
+    with PeakMemory() as memory:
+        generate(model, labels, model.grid, sampling, num_images, generator, CPU, torch.float32)
+    assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)

@@ -225,9 +225,10 @@ def memory_needed(
     longest = max(length - P, longest_read * P)
     tokens = rows * longest
     queries = backbone.num_heads * backbone.head_dim
-    # alive at once inside a layer: the residual stream and its norm, and either the three widths of SwiGLU or
-    # queries, keys and values with their rotated copies
-    layer = tokens * size * (3 * width + max(3 * backbone.intermediate_size, 5 * queries))
+    # alive at once inside a layer: the residual stream and its norm, and either the widths of SwiGLU (three, or with
+    # packed weights four) or queries, keys and values with their rotated copies
+    widths = 3 if host.prompts else 4
+    layer = tokens * size * (3 * width + max(widths * backbone.intermediate_size, 5 * queries))
     # prefill looks through a mask, which stands once for each group of heads (see attention)
     keys = capacity if longest_read > 1 else length
     mask = (rows if len(set(branch_lengths)) > 1 else 1) * longest * keys
