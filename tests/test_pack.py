@@ -5,6 +5,7 @@ import json
 import keyword
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,9 @@ def test_an_unreachable_hub_is_said_in_a_sentence(comfyui, tmp_path):
     with Server(Path(sys.executable), comfyui, tmp_path / "base", "--cpu", env=env) as server:
         history = server.wait(server.queue(text_to_image(model="BitDance-14B-64x (download)")))
         assert "the hub cannot be reached" in error_of(history) and "\n" not in error_of(history)
+
+
+def test_requirements_are_among_the_projects():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    assert set(wanted) <= set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
