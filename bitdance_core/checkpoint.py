@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .layout import PARTS, WEIGHTS, Layout, find_layout, need
 from .prompt import PromptTokenizer
 
 ASSETS = Path(__file__).parent / "assets"
-Source = str | Path | Sequence[str | Path]
+Source = str | Path | Sequence[str | Path] | Mapping[str, str | Path]  # of a mapping the values count, not their names
 
 # a prompt tokenizer for a language model whose files bring none: (rows of its embedding table) -> tokenizer.json
 FindPrompts = Callable[[int], "tuple[dict[str, Any], str] | None"]
@@ -81,7 +81,7 @@ def locate(
     Of a hub repository what matches `files` is downloaded, unless it is there already or `local_files_only`.
     """
     if not isinstance(source, str | Path):
-        return tuple(Path(file) for file in source)
+        return tuple(Path(file) for file in (source.values() if isinstance(source, Mapping) else source))
     if source in builtin_models():  # "./NAME" and Path("NAME") are folders of that name
         return ASSETS / source
     path = Path(source)

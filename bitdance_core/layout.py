@@ -127,7 +127,11 @@ def _folder(
 
 
 def _file_set(files: tuple[Path, ...], folder: Path | None = None) -> Layout:
-    """Files of weights, and perhaps a tokenizer.json among them; configurations are those that the files carry."""
+    """Files of weights, and perhaps a tokenizer.json among them, or the folder that it lies in.
+
+    Configurations are those that the files carry.
+    """
+    files = tuple(inner if (inner := file / "tokenizer.json").is_file() else file for file in files)
     for file in files:
         if not file.is_file():
             raise MissingFileError(f"{file} is {'a folder, not a file' if file.is_dir() else 'missing'}")

@@ -70,7 +70,10 @@ def test_three_files_in_every_spelling(tmp_path, spelling):
 
 
 def test_three_files_draw_the_same(tmp_path):
-    same_bits([*three_files(P16, tmp_path), P16 / "tokenizer.json"])
+    files = three_files(P16, tmp_path)
+    same_bits([*files, P16 / "tokenizer.json"])
+    names = ("diffusion_model", "text_encoder", "vae", "prompts")
+    assert load(dict(zip(names, [*map(str, files), str(P16)]))).config == load([*files, P16 / "tokenizer.json"]).config
 
 
 def test_a_folder_of_three_files(tmp_path):
