@@ -166,6 +166,8 @@ def read_autoencoder(path: Path) -> tuple[AutoencoderConfig, Component]:
 
     Its configuration is `NAME_config.json` beside it; without one, the tensors' shapes say all.
     """
+    if not isinstance(path, Path):
+        raise BitDanceError(f"a binary tokenizer is one file or folder, found {len(path)} files")
     if path.is_dir() and (path / "ae.safetensors").is_file():  # without a look at the rest of the model
         path = path / "ae.safetensors"
     layout = find_layout(path)
@@ -210,7 +212,7 @@ def read_imagenet(
 
 def _tokenizer_beside(path: Path) -> Path | None:
     """The binary tokenizer that lies beside an ImageNet model."""
-    beside = sorted(file for file in path.parent.glob("ae*") if file.suffix.lower() in WEIGHTS)
+    beside = sorted(file for file in path.parent.glob("ae*") if file.suffix.lower() in WEIGHTS and file != path)
     own = [file for file in beside if file.stem == f"ae_{path.stem}"]
     found = own or beside
     return found[0] if len(found) == 1 else None

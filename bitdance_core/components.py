@@ -43,7 +43,9 @@ FORMATS = {
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8_tensorwise": "I8",
     "mxfp8": "F8_E4M3", "nvfp4": "U8", "convrot_w4a4": "I8",
 }  # fmt: skip
+FLOATS = {kind: dtype for kind, dtype in FORMATS.items() if kind.startswith("float8")}
 PACKED = ("nvfp4", "convrot_w4a4")  # two values a byte
+MAX_NOTE_BYTES = 4096  # of a comfy_quant
 
 
 @dataclass(frozen=True)
@@ -109,17 +111,19 @@ def parts_in(path: Path) -> frozenset[str]:
     return frozenset(found - {HEAD} if CLASS_MODEL in found else found)
 
 
-def read_components(files: Sequence[Path], only: str | None = None) -> tuple[dict[str, Component], dict[str, str]]:
-    """The parts that lie in files together, by name, and what the files' own headers say of themselves.
+def read_components(
+    files: Sequence[Path], only: str | None = None
+) -> tuple[dict[str, Component], dict[Path, dict[str, str]]]:
+    """The parts that lie in files together, by name, and what each file's own header says of it.
 
     `only` names the part that all of the files hold: what does not look like it is then an unknown tensor of it.
     Raises BitDanceError for a tensor that belongs to no part, or stands in two files.
     """
     found: dict[str, dict[str, TensorInfo]] = {}
-    notes: dict[str, str] = {}
+    notes: dict[Path, dict[str, str]] = {}
     for path in files:
         with open_tensors(path) as file:
-            notes |= file.metadata() or {}
+            notes[path] = file.metadata() or {}
             for part, tensors in _read_file(path, file, only).items():
                 ours = found.setdefault(part, {})
                 for name, info in tensors.items():
@@ -169,22 +173,24 @@ def _with_quantization(
     where = f"{info.file}: {info.key}"
     if note := beside.pop("comfy_quant", None):
         try:
-            settings = dict(json.loads(bytes(file.get_tensor(note.key).tolist())))
+            if note.dtype != "U8" or len(note.shape) != 1 or note.shape[0] > MAX_NOTE_BYTES:
+                raise ValueError(f"{list(note.shape)} of {note.dtype}")
+            settings = dict(json.loads(file.get_tensor(note.key).numpy().tobytes()))
         except (ValueError, TypeError, RecursionError) as error:
             raise BitDanceError(f"{info.file}: {note.key} is not ComfyUI's description of a layer ({error})") from error
     is_weight = info.key.endswith(".weight") and len(info.shape) == 2
-    if settings is None and is_weight and info.dtype in ("F8_E4M3", "F8_E5M2"):
-        settings = {"format": "float8_e4m3fn" if info.dtype == "F8_E4M3" else "float8_e5m2"}
+    if settings is None and info.dtype in FLOATS.values():  # of any shape: a plain cast takes biases and norms too
+        settings = {"format": next(kind for kind, dtype in FLOATS.items() if dtype == info.dtype)}
     if settings is None:
         if beside:
             raise BitDanceError(f"{where} has a scale beside it, but is {info.dtype}, not quantized")
         return info
     settings = dict(settings)
     kind = settings.pop("format", None)
-    if FORMATS.get(kind) != info.dtype or not is_weight:
+    if not isinstance(kind, str) or FORMATS.get(kind) != info.dtype or not (is_weight or kind in FLOATS):
         raise BitDanceError(f"{where} is said to be quantized as {kind!r}, but is {list(info.shape)} of {info.dtype}")
-    rows, columns = info.shape
-    shape = (rows, 2 * columns) if kind in PACKED else info.shape
+    shape = (info.shape[0], 2 * info.shape[1]) if kind in PACKED else info.shape
+    rows = shape[0] if shape else 1
     if kind in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise"):
         scale = beside.get("weight_scale")
         if scale is not None and scale.shape not in ((), (1,), (1, 1), (rows,), (rows, 1)):

@@ -131,7 +131,7 @@ def convert(
             write_safetensors(output.path, output.tensors, {"format": "pt", NOTE: note}, advance)
         else:
             partial = output.path.with_name(f".{output.path.name}.partial")
-            partial.write_text(output.text, encoding="utf-8")
+            partial.write_bytes(output.text.encode())  # not as text: newlines stay as they are
             partial.replace(output.path)
             advance(output.nbytes)
     return [output.path for output in outputs]
@@ -242,7 +242,7 @@ def _tensors(key: str, info: TensorInfo, dtype: str | None) -> list[Planned]:
     """What a tensor becomes: itself in another type, or a quantized weight and what stands beside it."""
     base, quantization = key.removesuffix("weight"), info.quantization
     if quantization and (dtype is None or QUANTIZED.get(dtype) == quantization.format):
-        return _kept(base, info)
+        return _kept(key, info)
     if quantization and not is_scaled(quantization):
         raise BitDanceError(
             f"{info.file}: {info.key} is {quantization.format}; such files can only be kept as they are"
@@ -257,6 +257,13 @@ def _tensors(key: str, info: TensorInfo, dtype: str | None) -> list[Planned]:
 
 def _kept(base: str, info: TensorInfo) -> list[Planned]:
     quantization = info.quantization
+    if len(info.shape) != 2 or not info.key.endswith(".weight"):  # no layer of ComfyUI's; ours multiplies it out
+        beside = [(base + "_scale", scale) for scale in quantization.beside.values()]
+        return [
+            Planned(name, part.dtype, part.shape, lambda part=part: _values(part, None))
+            for name, part in [(base, info), *beside]
+        ]
+    base = base.removesuffix("weight")
     with open_tensors(info.file) as file:
         stored = tuple(file.get_slice(info.key).get_shape())
     beside = dict(quantization.beside)
@@ -366,13 +373,18 @@ def _is_done(output: Output, note: str) -> bool:
 
 
 def _check_space(outputs: list[Output]) -> None:
-    needed: dict[Path, int] = {}
+    needed: dict[int, int] = {}
+    folders: dict[int, Path] = {}
     for output in outputs:
         folder = next(path for path in output.path.absolute().parents if path.exists())
         if not os.access(folder, os.W_OK) or not folder.is_dir():
             raise BitDanceError(f"{output.path} cannot be written: {folder} is not a folder that you may write in")
-        needed[folder] = needed.get(folder, 0) + output.nbytes
-    for folder, size in needed.items():
+        disk = folder.stat().st_dev
+        folders[disk] = folder
+        partial = output.path.with_name(f".{output.path.name}.partial")  # of a run that was killed: overwritten
+        needed[disk] = needed.get(disk, 0) + output.nbytes - (partial.stat().st_size if partial.exists() else 0)
+    for disk, size in needed.items():
+        folder = folders[disk]
         free = shutil.disk_usage(folder).free
         if size > free:
             raise BitDanceError(

@@ -118,15 +118,22 @@ def open_torch(path: Path) -> Iterator[TensorFile]:
             f"{path} is truncated or not a PyTorch file ({type(error).__name__}); download it again"
         ) from error
     for name in ("ema", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
+        if isinstance(content, dict) and isinstance(content.get(name), dict) and content[name]:
             content = content[name]
             break
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    strange = [k for k, v in tensors.items() if v.layout != torch.strided or v.is_meta or v.dtype not in DTYPE_NAMES]
+    strange = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
     if not tensors or strange:
         what = f"'{strange[0]}' in it is none" if strange else "has none"
         raise BitDanceError(f"{path} should hold named tensors of weights, but {what}")
     yield _TorchFile(tensors)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Numbers that lie in the file one by one: a view may claim more of them than there are."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPE_NAMES:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 @dataclass(frozen=True)

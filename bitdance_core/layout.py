@@ -20,7 +20,7 @@ from .components import (
     read_components,
 )
 from .errors import BitDanceError, MissingFileError
-from .files import open_tensors, read_json
+from .files import MAX_JSON_BYTES, open_tensors, read_json
 
 PARTS = (LANGUAGE_MODEL, PROJECTOR, HEAD, TOKENIZER)
 WEIGHTS = (".safetensors", ".sft", ".pt", ".pth", ".bin", ".ckpt")
@@ -52,6 +52,10 @@ class Layout:
         """The tokenizer.json of the model and where it stands: a file, or a tensor of bytes in a file of weights."""
         if PROMPTS in self.parts:
             info = self.parts[PROMPTS].tensors[PROMPTS_KEY]
+            if info.dtype != "U8" or len(info.shape) != 1 or info.shape[0] > MAX_JSON_BYTES:
+                raise BitDanceError(
+                    f"{info.file}: {info.key} is {list(info.shape)} of {info.dtype}, not a text's bytes"
+                )
             with open_tensors(info.file) as file:
                 text = file.get_tensor(info.key).numpy().tobytes()
             return _json_object(text, f"{info.file}: {info.key}"), str(info.file)
@@ -62,6 +66,8 @@ def find_layout(source: Path | Sequence[Path]) -> Layout:
     """What a folder, a file or a set of files holds. Raises BitDanceError for what is damaged or no model's."""
     if not isinstance(source, Path):
         return _file_set(tuple(source))
+    if not source.exists():
+        raise MissingFileError(f"{source} is missing")
     if source.is_file():
         return _file_set((source,))
     if (source / "model_index.json").is_file():
@@ -146,7 +152,12 @@ def _file_set(files: tuple[Path, ...], folder: Path | None = None) -> Layout:
     if not prompts:
         folders = [file.parent for file in weights] + ([folder] if folder else [])
         prompts = [path for at in dict.fromkeys(folders) if (path := at / "tokenizer.json").is_file()][:1]
-    configs = _noted(notes, weights[0])
+    configs = {}
+    for file, note in notes.items():
+        # of its own parts alone: files that were converted apart may have come together
+        own = {part for part in parts if file in parts[part].files}
+        own |= {"own"} if own & {HEAD, LANGUAGE_MODEL} else set()
+        configs |= {part: config for part, config in _noted(note, file).items() if part in own}
     if TOKENIZER in parts:
         file = parts[TOKENIZER].files[0]
         beside = file.with_name(f"{file.stem}_config.json")

@@ -52,10 +52,10 @@ def read_weight(file: TensorFile, info: TensorInfo, device: torch.device, dtype:
 
 
 def scaled(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """w = q * scale in float32; the scale is one number, or one for each row of [N, K]."""
+    """w = q * scale in float32; the scale is one number, or one for each row of [N, …]."""
     values = stored.float()
     if scale is not None:
-        values *= scale.float().reshape(-1, 1)
+        values *= scale.float().reshape(-1, *[1] * (values.ndim - 1)) if values.ndim else scale.float().reshape(())
     return values.to(dtype)
 
 

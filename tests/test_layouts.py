@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import golden
-from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline
+from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline, ImageNetPipeline
 from bitdance_core.checkpoint import read_checkpoint
+from bitdance_core.convert import convert
 from bitdance_core.info import describe
 from bitdance_core.pipeline import make_grid
 from layouts import all_in_one, diffusers, tensors_of, three_files
@@ -228,3 +229,30 @@ def test_parts_under_two_names_are_refused(tmp_path):
     save_file(twice | parts["diffusion_head"], tmp_path / "twice.safetensors")
     with pytest.raises(BitDanceError, match="are the same tensor of the projector"):
         load([tmp_path / "twice.safetensors"])
+
+
+def test_whole_files_cast_to_fp8(tmp_path):
+    """Norms, biases and convolutions too, as a plain cast leaves them; `convert` keeps them so."""
+    files = three_files(P16, tmp_path)
+    for file in files:
+        save_file({k: t.to(torch.float8_e4m3fn) for k, t in load_file(file).items()}, file)
+    pipe = load([*files, P16 / "tokenizer.json"])
+    stored = load_file(files[1])["model.norm.weight"]
+    assert torch.equal(pipe.model.backbone.norm.weight, stored.float())
+    convert([*files, P16 / "tokenizer.json"], tmp_path / "kept.safetensors", "single")
+    again = load(tmp_path / "kept.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), pipe.model.parameters()))
+
+
+def test_parts_that_were_converted_apart_keep_their_own_configurations(tmp_path):
+    """A 16x head beside a 64x text encoder says so itself; a tokenizer of the same network may come from either."""
+    a, b = (convert(folder, tmp_path / folder.name, "comfy", name="x") for folder in (P16, P64))
+    with pytest.raises(BitDanceError, match="the head draws 16 tokens at once, .* queries for 64"):
+        load([a[2], b[1], b[0]])
+    assert load([a[2], a[1], b[0]]).config.tokens_per_patch == 16
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    for loader in (ImageNetPipeline.from_pretrained, BinaryTokenizer.from_pretrained, BitDancePipeline.from_pretrained):
+        with pytest.raises(FileNotFoundError, match="none.pt"):
+            loader(str(tmp_path / "none.pt"))

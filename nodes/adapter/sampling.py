@@ -100,12 +100,13 @@ def draw(
 
     previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
     bar = comfy.utils.ProgressBar(evaluations)
-    begun = 0
+    begun, told_every = 0, max(1, evaluations // 200)  # a page that is told of thousands has time for nothing else
 
     def before_evaluation() -> None:
         nonlocal begun
         mm.throw_exception_if_processing_interrupted()
-        bar.update_absolute(begun)
+        if begun % told_every == 0:
+            bar.update_absolute(begun)
         begun += 1
 
     def after_patch(patch: int, patches: int, canvas: torch.Tensor) -> None:

@@ -102,6 +102,9 @@ def read_weights(
                 weights[name] = scaled(stored, scale, numbers)
             if look and weights[name].dtype.itemsize > 1:
                 check_finite(weights[name], info)
+            elif look and info.quantization and (scale := info.quantization.beside.get("weight_scale")):
+                if scale.dtype in ("F32", "F16", "BF16"):
+                    check_finite(content[scale.key], scale)
     if undone and keep:
         logging.info(f"[BitDance] {undone} quantized weights of the {component.name} are kept as {numbers}")
     return weights
@@ -117,7 +120,7 @@ def _stays(info: TensorInfo, layer: nn.Module) -> bool:
     scale = info.quantization.beside.get("weight_scale")
     is_float = info.quantization.format.startswith("float8")
     single = scale is None or all(n == 1 for n in scale.shape)
-    return isinstance(layer, nn.Linear) and (single or not is_float)
+    return isinstance(layer, nn.Linear) and len(info.shape) == 2 and (single or not is_float)
 
 
 def _quantized(name: str, info: TensorInfo, content: dict[str, Tensor]) -> dict[str, Tensor]:
