@@ -102,7 +102,8 @@ def convert(
 
     A file gets its name only when it is whole and has been read back; files of the same conversion that are there
     already are kept, so an interrupted one continues with the file that it stopped in. Raises BitDanceError before
-    anything is written where a part is damaged or missing, a file of another origin is in the way, or the disk is full.
+    anything is written where a part is missing or misshapen, a file of another origin is in the way, or the disk is
+    full; at the file in question where a weight is NaN.
     """
     if format not in FORMATS:
         raise BitDanceError(f"unknown format '{format}', have: {', '.join(FORMATS)}")
@@ -111,7 +112,7 @@ def convert(
     found = locate(source)
     model = _read(found, Path(tokenizer) if tokenizer else None)
     name = name or model.name
-    if not re.fullmatch(r"[\w.+-]+", name):
+    if not re.fullmatch(r"\w[\w.+-]*", name):
         raise BitDanceError(f"'{name}' cannot name a file; use letters, digits, '.', '-' and '_'")
     outputs = _plan(model, Path(destination), format, PRECISIONS[dtype], name)
     note = _note(model, source, format, dtype)
@@ -220,7 +221,10 @@ def _plan(model: Model, destination: Path, format: str, dtype: str | None, name:
 def _shards(folder: Path, tensors: list[Planned]) -> list[Output]:
     shards: list[list[Planned]] = [[]]
     for tensor in tensors:
-        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:
+        layer = tensor.name.rpartition(".")[0]
+        # a weight and its scale stay together
+        goes_on = shards[-1] and shards[-1][-1].name.rpartition(".")[0] == layer
+        if shards[-1] and not goes_on and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:
@@ -347,7 +351,7 @@ def _note(model: Model, source: Source, format: str, dtype: str) -> str:
             "version": __version__,
             "layout": format,
             "dtype": dtype,
-            "origin": hashlib.sha256(repr((stamp, format, dtype)).encode()).hexdigest(),
+            "origin": hashlib.sha256(repr((stamp, format, dtype, model.prompts, model.extras)).encode()).hexdigest(),
             "configs": model.configs,
         }
     )
@@ -393,7 +397,13 @@ def _check_space(outputs: list[Output]) -> None:
 
 
 def _stem(layout: Layout) -> str:
-    return layout.path.resolve().stem if layout.path.is_file() else layout.path.resolve().name
+    """A name for new files: the source's, of a set its head's, of a hub repository its own."""
+    path = layout.path.absolute()
+    if HEAD in layout.parts and layout.name.endswith("single files"):
+        path = layout.parts[HEAD].files[0]
+    elif path.parent.name == "snapshots":  # in the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        return path.parent.parent.name.rpartition("--")[2]
+    return re.sub(r"[^\w.+-]+", "-", path.stem if path.is_file() else path.name).strip(".-") or "model"
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def fingerprint(*sources: Source) -> list[tuple[str, int, int]]:
     files = []
     for path in paths:
         # what lies beside a file may belong to it
-        around = [path.parent / "tokenizer.json", *sorted(path.parent.glob("ae*"))] if path.is_file() else []
+        beside = [path.parent / "tokenizer.json", path.with_name(f"{path.stem}_config.json")]
+        around = [*beside, *sorted(path.parent.glob("ae*"))] if path.is_file() else []
         files += [file for file in [path, *around, *sorted(path.rglob("*"))] if file.is_file()]
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
