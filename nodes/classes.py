@@ -44,7 +44,8 @@ class BitDanceClassCondition(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs):
         try:
-            classes.read_names(inputs.get("class") or 0, inputs.get("more_classes") or "")
+            first, more = inputs.get("class"), inputs.get("more_classes")  # None: from another node
+            classes.read_names(0 if first is None else first, more if isinstance(more, str) else "")
         except BitDanceError as error:
             return str(error)
         return True

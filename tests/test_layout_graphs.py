@@ -311,3 +311,29 @@ def test_published_files_are_fetched_when_picked(comfyui, tmp_path):
             assert "ae_d16c32 (download)" not in choices(server, "BitDanceLoadTokenizer", "tokenizer_name")
             graph["4"]["inputs"]["seed"] = 5  # a workflow that still says "(download)" takes what is there
             assert error_of(server.wait(server.queue(graph))) is None and len(sent) == 2
+
+
+def test_lora_files_reach_every_layer_of_an_imagenet_model(pack):
+    import importlib
+
+    loading = importlib.import_module("pack.nodes.adapter.loading")
+    model, _, _ = loading.load(IMAGENET / "tiny_4x.pt", "default")
+    keys = pack.lora.key_map(model.model)
+    for wrapper in ("", "base_model.model.", "diffusion_model."):
+        assert keys[wrapper + "layers.0.attention.wqkv"] == "diffusion_model.layers.0.attention.wqkv.weight"
+        for head in ("head.", "head.net."):
+            name = "res_blocks.0.attn.wqkv"
+            assert keys[wrapper + head + name] == f"diffusion_model.head.{name}.weight"
+
+
+def test_several_classes_where_nothing_is_redrawn(run, base):
+    """As many pictures as with something to redraw."""
+    graph = Graph()
+    loader = load(graph, "imagenet/tiny_16x.pt")
+    drawn = draw_classes(graph, loader, "1", steps=1)
+    classes = graph.add("BitDanceClassCondition", model=loader[0], more_classes="2, 3", **{"class": "1"})
+    zero = graph.add("ConditioningZeroOut", conditioning=classes[0])
+    same = sample(graph, loader[0], classes[0], drawn[0], denoise=0.0)
+    assert len(bits_of(run, base, graph, same, "same")) == 3
+    none = sample(graph, loader[0], zero[0], drawn[0], denoise=0.5, negative=classes[1], steps=1)
+    assert len(bits_of(run, base, graph, none, "none")) == 3

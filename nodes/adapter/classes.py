@@ -56,8 +56,12 @@ def read_classes(config: ImageNetConfig, positive, negative, batch: int, guided:
     branches = [labels if len(labels) > 1 else labels * count]
     if guided:
         others = [config.null_class] if negative is None else _read(negative, config, "negative")
+        if set(others) == {config.null_class}:
+            others = others[:1]
         if len(others) not in (1, count):
-            raise BitDanceError(f"'negative' has {len(others)} classes for {count} pictures; give one, or none at all")
+            raise BitDanceError(
+                f"'negative' has {len(others)} classes for {count} picture(s); give one, or none at all"
+            )
         branches.append(others if len(others) > 1 else others * count)
     return branches, positive[0][1].get(TEXT, "")
 
@@ -77,7 +81,7 @@ def _read(conditioning, config: ImageNetConfig, name: str) -> list[int]:
         )
     labels = options[LABELS][0].tolist()
     if not surrogate.any():  # ConditioningZeroOut
-        return [config.null_class]
+        return [config.null_class] * len(labels)
     if not torch.equal(surrogate.flatten().long().cpu(), options[LABELS].flatten() + 1):
         raise BitDanceError(
             f"'{name}' was averaged or concatenated, which classes cannot be; list them in ImageNet Class"

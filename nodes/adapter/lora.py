@@ -26,10 +26,12 @@ PARTS = {
 
 def key_map(host: BitDanceHost) -> dict[str, str]:
     """Every spelling of a module in a LoRA file -> the key of its weight in the model."""
+    # an ImageNet model's layers stand at its top
+    parts = PARTS if host.prompts else {"": ("",), "head.": (*PARTS["head."], "head.net.")}
     spellings = {}
     for key in host.state_dict():
         path = key.removeprefix("diffusion_model.").removesuffix(".weight")
-        for part, names in PARTS.items():
+        for part, names in parts.items():
             if not key.endswith(".weight") or not path.startswith(part):
                 continue
             for name in names:

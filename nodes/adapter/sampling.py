@@ -91,7 +91,7 @@ def draw(
     edit = _edit(bits, denoise, mask, grid, autoencoder.bits, subject.num_images)
     evaluations = count_evaluations(sampling, grid, edit)
     if not evaluations:
-        return replace(bits, mask=None)
+        return replace(bits, batch=subject.num_images, packed=bits.packed.expand(subject.num_images, -1), mask=None)
 
     most_steps = max(sampling.steps, sampling.last_steps or 0)
     longest_read = 1 if edit is None else edit.longest_read(grid)
