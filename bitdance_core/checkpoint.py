@@ -206,8 +206,11 @@ def read_imagenet(
             f"{where}: mixed files: the model draws tokens of {model.head.bits} bits, "
             f"the tokenizer {component.files[0].name} has {config.bits}"
         )
-    names = {parameter_name(name): info for name, info in parts[CLASS_MODEL].tensors.items()}
-    return ImageNetCheckpoint(where, model, config, Component(CLASS_MODEL, names), component)
+    tensors = {parameter_name(name): info for name, info in parts[CLASS_MODEL].tensors.items()}
+    query = tensors.get("query_token.weight")
+    if query and query.shape[0] == 1:  # a table in ours, in the file a batch of one
+        tensors["query_token.weight"] = replace(query, shape=query.shape[1:])
+    return ImageNetCheckpoint(where, model, config, Component(CLASS_MODEL, tensors), component)
 
 
 def _tokenizer_beside(path: Path) -> Path | None:

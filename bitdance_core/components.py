@@ -5,6 +5,7 @@ Headers are read, and the few bytes that describe quantized layers; weights are 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -77,7 +78,9 @@ class Component:
 
     @property
     def files(self) -> list[Path]:
-        return list(dict.fromkeys(info.file for info in self.tensors.values()))
+        quantized = (info.quantization.beside.values() for info in self.tensors.values() if info.quantization)
+        infos = itertools.chain(self.tensors.values(), *quantized)
+        return list(dict.fromkeys(info.file for info in infos))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -119,65 +122,67 @@ def read_components(
     `only` names the part that all of the files hold: what does not look like it is then an unknown tensor of it.
     Raises BitDanceError for a tensor that belongs to no part, or stands in two files.
     """
-    found: dict[str, dict[str, TensorInfo]] = {}
     notes: dict[Path, dict[str, str]] = {}
+    weights: list[dict[str, TensorInfo]] = []  # of each file
+    # by the key of a weight, which may stand in another shard
+    beside: dict[str, dict[str, TensorInfo]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for path in files:
         with open_tensors(path) as file:
             notes[path] = file.metadata() or {}
-            for part, tensors in _read_file(path, file, only).items():
-                ours = found.setdefault(part, {})
-                for name, info in tensors.items():
-                    if name in ours:
-                        raise BitDanceError(f"{path}: {info.key} stands in {ours[name].file.name} too")
-                    ours[name] = info
+            settings |= _layers(path, notes[path])
+            weights.append({})
+            for key in file.keys():
+                part = file.get_slice(key)
+                info = TensorInfo(path, key, tuple(part.get_shape()), part.get_dtype())
+                if match := _BESIDE_WEIGHT.fullmatch(key):
+                    beside.setdefault(match[1] + ".weight", {})[match.lastgroup] = info
+                    if match.lastgroup == "comfy_quant":
+                        settings[match[1] + ".weight"] = _layer(info, file)
+                elif key.rpartition(".")[2] != "scaled_fp8":  # of older files of ComfyUI's; the dtypes say as much
+                    weights[-1][key] = info
+    known = {key for tensors in weights for key in tensors}
+    if lonely := next((key for key in beside if key not in known), None):
+        info = next(iter(beside[lonely].values()))
+        raise BitDanceError(f"{info.file}: {info.key} is a scale without its weight {lonely}")
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for path, tensors in zip(files, weights):
+        tensors = {
+            key: _with_quantization(info, beside.get(key, {}), settings.get(key)) for key, info in tensors.items()
+        }
+        for part, ours in _sort(path, tensors, only).items():
+            all_of_it = found.setdefault(part, {})
+            for name, info in ours.items():
+                if all_of_it.setdefault(name, info) is not info:
+                    raise BitDanceError(f"{path}: {info.key} stands in {all_of_it[name].file.name} too")
     return {part: Component(part, tensors) for part, tensors in found.items()}, notes
 
 
-def _read_file(path: Path, file: TensorFile, only: str | None) -> dict[str, dict[str, TensorInfo]]:
-    keys = list(file.keys())
-    beside: dict[str, dict[str, TensorInfo]] = {}
-    weights: dict[str, TensorInfo] = {}
-    for key in keys:
-        part = file.get_slice(key)
-        info = TensorInfo(path, key, tuple(part.get_shape()), part.get_dtype())
-        if key.rpartition(".")[2] == "scaled_fp8":  # marks an older file of ComfyUI's; its dtypes say as much
-            continue
-        if match := _BESIDE_WEIGHT.fullmatch(key):
-            beside.setdefault(match[1] + ".weight", {})[match.lastgroup] = info
-        else:
-            weights[key] = info
-    if lonely := [key for key in beside if key not in weights]:
-        first = next(iter(beside[lonely[0]].values())).key
-        raise BitDanceError(f"{path}: {first} is a scale without its weight {lonely[0]}")
-    layers = _layers(path, file)
-    weights = {
-        key: _with_quantization(info, beside.get(key, {}), layers.get(key.removesuffix(".weight")), file)
-        for key, info in weights.items()
-    }
-    return _sort(path, weights, only)
-
-
-def _layers(path: Path, file: TensorFile) -> dict[str, Any]:
-    """Settings of quantized layers where ComfyUI keeps them in the header."""
-    text = (file.metadata() or {}).get("_quantization_metadata")
+def _layers(path: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Settings of quantized layers, by the keys of their weights, where ComfyUI keeps them in the header."""
+    text = metadata.get("_quantization_metadata")
     try:
         layers = json.loads(text)["layers"] if text else {}
-        return {str(name): dict(settings) for name, settings in layers.items()}
+        return {f"{name}.weight": dict(settings) for name, settings in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BitDanceError(f"{path}: its _quantization_metadata is not ComfyUI's ({error})") from error
 
 
+def _layer(note: TensorInfo, file: TensorFile) -> dict[str, Any]:
+    """Settings of a quantized layer, where they stand beside its weight."""
+    try:
+        if note.dtype != "U8" or len(note.shape) != 1 or note.shape[0] > MAX_NOTE_BYTES:
+            raise ValueError(f"{list(note.shape)} of {note.dtype}")
+        return dict(json.loads(file.get_tensor(note.key).numpy().tobytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BitDanceError(f"{note.file}: {note.key} is not ComfyUI's description of a layer ({error})") from error
+
+
 def _with_quantization(
-    info: TensorInfo, beside: dict[str, TensorInfo], settings: dict[str, Any] | None, file: TensorFile
+    info: TensorInfo, beside: dict[str, TensorInfo], settings: dict[str, Any] | None
 ) -> TensorInfo:
     where = f"{info.file}: {info.key}"
-    if note := beside.pop("comfy_quant", None):
-        try:
-            if note.dtype != "U8" or len(note.shape) != 1 or note.shape[0] > MAX_NOTE_BYTES:
-                raise ValueError(f"{list(note.shape)} of {note.dtype}")
-            settings = dict(json.loads(file.get_tensor(note.key).numpy().tobytes()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise BitDanceError(f"{info.file}: {note.key} is not ComfyUI's description of a layer ({error})") from error
+    beside = {kind: extra for kind, extra in beside.items() if kind != "comfy_quant"}  # read already
     is_weight = info.key.endswith(".weight") and len(info.shape) == 2
     if settings is None and info.dtype in FLOATS.values():  # of any shape: a plain cast takes biases and norms too
         settings = {"format": next(kind for kind, dtype in FLOATS.items() if dtype == info.dtype)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .kv_cache import KVCache
 from .patches import Grid
-from .transformer import rope_tables
+from .transformer import all_rows, rope_tables
 
 if TYPE_CHECKING:  # the models make these
     from .imagenet import ImageNetModel
@@ -129,15 +129,14 @@ class ClassContext(Context):
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> None:
-        config, grid, table = model.config, model.grid, model.cls_embedding
-        # looked up where the table lies, which may be system memory
-        classes = table(torch.tensor(labels, device=table.weight.device)).to(device, dtype)
+        config, grid = model.config, model.grid
+        classes = model.cls_embedding(torch.tensor(labels, device=device)).to(dtype)
         embeddings = classes.unflatten(1, (config.class_tokens, config.width))
         if grid.tokens_per_patch > 1:
-            embeddings = torch.cat((embeddings, model.query_token(embeddings).expand(len(labels), -1, -1)), dim=1)
+            embeddings = torch.cat((embeddings, all_rows(model.query_token, embeddings).expand(len(labels), -1, -1)), dim=1)
         super().__init__(
             embeddings,
-            model.pos_for_diff(embeddings).unflatten(0, (grid.num_patches, grid.tokens_per_patch)),
+            all_rows(model.pos_for_diff, embeddings).unflatten(0, (grid.num_patches, grid.tokens_per_patch)),
             KVCache(config, len(labels), embeddings.shape[1] + (patches - 1) * grid.tokens_per_patch, device, dtype),
         )
         self.model = model

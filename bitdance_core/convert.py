@@ -35,7 +35,7 @@ from .imagenet import ImageNetModel
 from .layout import NOTE, Layout, find_layout
 from .model import BitDance
 from .safetensors_writer import Planned, write_safetensors
-from .weights import check_finite, check_tensors, is_scaled, scaled
+from .weights import check_finite, check_tensors, is_scaled, read_scale, scaled
 
 FORMATS = ("official", "comfy", "single")
 PRECISIONS = {
@@ -321,8 +321,8 @@ def _values(info: TensorInfo, dtype: torch.dtype | None) -> Iterator[Tensor]:
         part = file.get_slice(info.key)
         shape = part.get_shape()
         scale = None
-        if dtype is not None and info.quantization and (beside := info.quantization.beside.get("weight_scale")):
-            scale = file.get_tensor(beside.key).float().reshape(-1, 1)
+        if dtype is not None and info.quantization and (scale := read_scale(info)) is not None:
+            scale = scale.reshape(-1, 1)
         if not shape:
             rows, step = 1, 1
         else:
@@ -335,8 +335,7 @@ def _values(info: TensorInfo, dtype: torch.dtype | None) -> Iterator[Tensor]:
                 chunk = scaled(chunk, own, dtype)
             elif dtype is not None:
                 chunk = chunk.to(dtype)
-            if chunk.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-                check_finite(chunk, info)
+            check_finite(chunk, info)
             yield chunk
 
 

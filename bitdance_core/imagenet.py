@@ -14,7 +14,7 @@ from .head import DiffusionHead
 from .imagenet_config import ImageNetConfig
 from .kv_cache import KVCache
 from .patches import Grid
-from .transformer import NORM_EPS, Block, Rope, SwiGLU, Tokens
+from .transformer import NORM_EPS, Block, Rope, SwiGLU
 
 
 def parameter_name(key: str) -> str:
@@ -25,10 +25,7 @@ def parameter_name(key: str) -> str:
 
 
 class ImageNetModel(nn.Module):
-    """Parts that `generate` drives. It places nothing: the table of classes may lie in system memory.
-
-    `operations` and `attend` as for `Backbone`.
-    """
+    """Parts that `generate` drives; `operations` and `attend` as for `Backbone`."""
 
     def __init__(
         self,
@@ -44,7 +41,7 @@ class ImageNetModel(nn.Module):
         self.config = config
         self.cls_embedding = operations.Embedding(config.num_classes + 1, config.class_tokens * width, **options)
         if config.tokens_per_patch > 1:
-            self.query_token = Tokens(1, config.tokens_per_patch - 1, width, **options)
+            self.query_token = operations.Embedding(config.tokens_per_patch - 1, width, **options)
         self.proj_in = SwiGLU(config.bits, config.projection_size, width, True, operations, device, dtype)
         self.emb_norm = operations.RMSNorm(width, eps=NORM_EPS, **options)
         self.layers = nn.ModuleList(
@@ -52,7 +49,7 @@ class ImageNetModel(nn.Module):
             for _ in range(config.num_layers)
         )
         self.norm = operations.RMSNorm(width, eps=NORM_EPS, **options)
-        self.pos_for_diff = Tokens(tokens, width, **options)
+        self.pos_for_diff = operations.Embedding(tokens, width, **options)
         self.head = DiffusionHead(config.head, operations, attend, device, dtype)
 
     @property

@@ -50,15 +50,14 @@ class ImageNetPipeline:
         """Load a model from its file (.pt or .safetensors) and its binary tokenizer, by default the one in the file or
         beside it.
 
-        Device and dtype as for `BitDancePipeline`; the table of classes stays in system memory. Raises BitDanceError,
-        which names the file and what is wrong.
+        Device and dtype as for `BitDancePipeline`. Raises BitDanceError, which names the file and what is wrong.
         """
         device, dtype = devices.choose(device, dtype)
         checkpoint = read_imagenet(Path(path), None if tokenizer is None else Path(tokenizer))
         model = ImageNetModel(checkpoint.config, attend=attend, device="meta").eval()
         autoencoder = BinaryAutoencoder(checkpoint.autoencoder_config, device="meta").eval()
         parts = [(model, checkpoint.backbone), (autoencoder, checkpoint.autoencoder)]
-        load_weights(parts, device, dtype, on_cpu=("cls_embedding.weight",))
+        load_weights(parts, device, dtype)
         return cls(model, BinaryTokenizer(autoencoder, device, dtype), device, dtype)
 
     @property

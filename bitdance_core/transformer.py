@@ -32,16 +32,12 @@ def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
-class Tokens(nn.Module):
-    """Learned vectors of any shape. A leaf of its own: hosts move and cast layers, and find a parameter only there."""
+def all_rows(table: nn.Embedding, like: Tensor) -> Tensor:
+    """Every vector of a learned table [n, D], on the device and in the dtype of `like`.
 
-    def __init__(self, *shape: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-
-    def forward(self, like: Tensor) -> Tensor:
-        """On the device and in the dtype of `like`."""
-        return self.weight.to(like)
+    By a lookup, not by the weight: hosts move, cast and patch weights when their layers are called.
+    """
+    return table(torch.arange(table.num_embeddings, device=like.device)).to(like.dtype)
 
 
 class SwiGLU(nn.Module):

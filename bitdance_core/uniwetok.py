@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from .attention import AttentionFn
 from .autoencoder_config import HalfConfig
-from .transformer import Block, Tokens, rope_tables
+from .transformer import Block, all_rows, rope_tables
 
 
 def attention_blocks(
     half: HalfConfig, num_heads: int, attend: AttentionFn, operations, device, dtype
-) -> tuple[Tokens, nn.ModuleList]:
+) -> tuple[nn.Embedding, nn.ModuleList]:
     """The registers and the blocks of one half."""
     width = half.widths[-1]
-    return Tokens(half.registers, width, device=device, dtype=dtype), nn.ModuleList(
+    return operations.Embedding(half.registers, width, device=device, dtype=dtype), nn.ModuleList(
         Block(width, num_heads, half.intermediate_size, attend, operations, device, dtype)
         for _ in range(half.attention_blocks)
     )
@@ -31,14 +31,14 @@ def decoder_places(count: int, device: torch.device) -> Tensor:
     return 1 + (torch.arange(count, device=device) + 0.5) * 7.5 / (count - 0.5)
 
 
-def attend_over_grid(x: Tensor, registers: Tokens, blocks: nn.ModuleList, rows: Tensor, columns: Tensor) -> Tensor:
+def attend_over_grid(x: Tensor, registers: nn.Embedding, blocks: nn.ModuleList, rows: Tensor, columns: Tensor) -> Tensor:
     """Feature maps [B, D, h, w] -> the same, each token having looked at all others and at the registers.
 
     `rows` [h] and `columns` [w] are the tokens' places; a register's is 0.
     """
     height, width = x.shape[2:]
     tokens = x.flatten(2).transpose(1, 2)
-    extra = registers(x).expand(len(x), -1, -1)
+    extra = all_rows(registers, x).expand(len(x), -1, -1)
     places = torch.stack((columns.expand(height, -1), rows[:, None].expand(-1, width)), dim=-1).flatten(0, 1)
     places = torch.cat((places.new_zeros(extra.shape[1], 2), places))
     tokens = torch.cat((extra, tokens), dim=1)

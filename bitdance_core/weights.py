@@ -14,6 +14,8 @@ from .files import TensorFile, open_tensors
 
 CPU = torch.device("cpu")
 FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
+# the smallest byte of an 8-bit float that is no number: NaN, and infinity where the type has it
+NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
 
 
 def load_weights(
@@ -46,9 +48,18 @@ def read_weight(file: TensorFile, info: TensorInfo, device: torch.device, dtype:
     """A tensor of an open file, out of its quantized form."""
     stored = file.get_tensor(info.key).to(device)
     if info.quantization is None:
-        return stored.to(dtype)
+        return stored.to(dtype).reshape(info.shape)
+    scale = read_scale(info)
+    return scaled(stored, None if scale is None else scale.to(device), dtype).reshape(info.shape)
+
+
+def read_scale(info: TensorInfo) -> Tensor | None:
+    """The scale of a quantized weight, from its own file: another shard, perhaps."""
     scale = info.quantization.beside.get("weight_scale")
-    return scaled(stored, None if scale is None else file.get_tensor(scale.key).to(device), dtype)
+    if scale is None:
+        return None
+    with open_tensors(scale.file) as file:
+        return file.get_tensor(scale.key).float()
 
 
 def scaled(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -60,12 +71,20 @@ def scaled(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def check_finite(weight: Tensor, info: TensorInfo) -> None:
-    """Raise BitDanceError for NaN and infinity, which no model holds."""
-    if weight.numel() and not all(map(math.isfinite, weight.aminmax())):  # NaN goes through, no copy is made
+    """Raise BitDanceError for NaN and infinity, which no model holds. No copy is made."""
+    if weight.numel() and not _is_finite(weight):
         raise BitDanceError(
             f"{info.file}: {info.key} holds NaN or infinity (as {str(weight.dtype).removeprefix('torch.')}); "
             "the file is damaged, download it again"
         )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    if (least := NOT_FINITE.get(weight.dtype)) is not None:  # from here on, with either sign
+        return weight.view(torch.int8).max() < least and weight.view(torch.uint8).max() < least + 128
+    if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
+        return all(map(math.isfinite, weight.aminmax()))  # NaN goes through
+    return True
 
 
 def is_scaled(quantization: Quantization) -> bool:

@@ -23,8 +23,8 @@ def tensors_of(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def diffusers(folder: Path, target: Path, shards: int = 1) -> Path:
-    """`shards` files for each part that has several tensors."""
+def diffusers(folder: Path, target: Path, shards: int = 1, fp8: dict | None = None) -> Path:
+    """`shards` files for each part, which part neighbours; `fp8` are the arguments of `to_fp8`."""
     target.mkdir()
     (target / "model_index.json").write_text(json.dumps({"_class_name": "BitDanceDiffusionPipeline"}))
     (target / "tokenizer").mkdir()
@@ -34,6 +34,8 @@ def diffusers(folder: Path, target: Path, shards: int = 1) -> Path:
     }  # fmt: skip
     for part, tensors in tensors_of(folder).items():
         (target / part).mkdir()
+        if fp8 is not None and part != "autoencoder":
+            tensors = to_fp8(tensors, **fp8)
         own = json.loads((folder / configs[part]).read_text()) if part in configs else {"ch_target": 16}
         (target / part / "config.json").write_text(json.dumps({"_class_name": part, **own}))
         stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"

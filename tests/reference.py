@@ -45,7 +45,7 @@ def hidden_states_of_class(model: ImageNetModel, label: int, tokens: Tensor, gri
     """One row: a class and the patches drawn so far [k, P, C] -> hidden states of the last block [P, D]."""
     config, P = model.config, grid.tokens_per_patch
     parts = [model.cls_embedding.weight[label].unflatten(0, (config.class_tokens, -1))]
-    parts += [model.query_token.weight[0]] if P > 1 else []
+    parts += [model.query_token.weight] if P > 1 else []
     opening = sum(map(len, parts))
     x = torch.cat((*parts, model.proj_in(tokens).flatten(0, 1)))
     sequence = [

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline, ImageNetPipeline
+from bitdance_core.checkpoint import read_checkpoint
 from bitdance_core.convert import convert
 from bitdance_core.files import MAX_HEADER_BYTES, MAX_JSON_BYTES, read_json
 
@@ -170,6 +171,28 @@ def test_a_scale_that_is_no_number_is_named(folder):
     save_file(tensors, folder / "vision_head.safetensors")
     with pytest.raises(BitDanceError, match="wo.weight holds NaN or infinity"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "byte"), [("float8_e4m3fn", 0x7F), ("float8_e4m3fn", 0xFF), ("float8_e5m2", 0x7E), ("float8_e5m2", 0xFC)]
+)
+def test_an_8_bit_weight_that_is_no_number_is_named(pack, folder, tmp_path, dtype, byte):
+    """By the core, by ComfyUI's loader, which keeps such weights as they are, and by a conversion that does."""
+    tensors = load_file(folder / "vision_head.safetensors")
+    name = "net.res_blocks.0.attn.wo.weight"
+    tensors[name] = tensors[name].to(getattr(torch, dtype))
+    save_file(tensors, folder / "vision_head.safetensors")
+    pack.model.read_model(read_checkpoint(folder))
+    tensors[name].view(torch.uint8)[3, 4] = byte
+    save_file(tensors, folder / "vision_head.safetensors")
+    for read in (
+        lambda: load(folder),
+        lambda: pack.model.read_model(read_checkpoint(folder)),
+        lambda: convert(folder, tmp_path / "one.safetensors", "single"),
+    ):
+        with pytest.raises(ValueError, match="wo.weight holds NaN or infinity"):
+            read()
+    assert not list(tmp_path.glob("one*"))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.uint8])

@@ -1,6 +1,7 @@
 """The same model in every layout (SPEC.md section 2): recognised by its tensors, and the same bits."""
 
 import itertools
+import json
 import shutil
 
 import pytest
@@ -103,6 +104,19 @@ def test_fp8_is_what_is_stored_times_its_scale(tmp_path, scale, rows):
         original = plain.backbone.layers[0].mlp.up_proj.weight
         assert ((weight - original).norm() / original.norm()).item() < 0.04
     assert torch.equal(model.backbone.norm.weight, plain.backbone.norm.weight)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_fp8_whose_scales_lie_in_other_shards(tmp_path, rows):
+    whole, split = (diffusers(P16, tmp_path / str(shards), shards, {"rows": rows}) for shards in (1, 2))
+    name = "model.layers.0.mlp.down_proj.weight"
+    index = json.loads((split / "text_encoder" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index[name] != index[name + "_scale"]
+    expected, found = (dict(load(folder).model.named_parameters()) for folder in (whole, split))
+    assert all(found[name].equal(weight) for name, weight in expected.items())
+    single = convert(split, tmp_path / "one.safetensors", "single")[0]
+    again = dict(load(single).model.named_parameters())
+    assert all(again[name].equal(weight) for name, weight in expected.items())
 
 
 def test_an_older_comfyui_file(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import golden
 from bitdance_core import BitDancePipeline
 from bitdance_core.checkpoint import ASSETS, read_checkpoint
 from bitdance_core.editing import make_edit
@@ -301,9 +302,13 @@ def test_a_lora_for_something_else_is_named(pack, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tokens_per_patch", "num_images", "guidance"), [(1, 2, 4.0), (4, 1, 4.0), (16, 4, 4.0), (16, 2, 1.0)]
-)
-def test_the_memory_of_an_imagenet_model(pack, tokens_per_patch, num_images, guidance):
+    ("tokens_per_patch", "num_images", "guidance", "is_edit"),
+    [
+        (1, 2, 4.0, False), (4, 1, 4.0, False), (16, 4, 4.0, False), (16, 2, 1.0, False),
+        (1, 1, 4.0, True), (4, 2, 1.0, True), (16, 1, 4.0, True),
+    ],
+)  # fmt: skip
+def test_the_memory_of_an_imagenet_model(pack, tokens_per_patch, num_images, guidance, is_edit):
     """Two layers of the published width, random."""
     config = replace(IMAGENET[f"imagenet-b-{tokens_per_patch}x"], num_layers=2, num_classes=9)
     model = ImageNetModel(config)
@@ -312,8 +317,38 @@ def test_the_memory_of_an_imagenet_model(pack, tokens_per_patch, num_images, gui
     host = SimpleNamespace(config=config, prompts=None, precision=SimpleNamespace(compute=torch.float32))
     labels = [list(range(num_images)), [config.null_class] * num_images][: 2 if guidance > 1 else 1]
     lengths = [config.class_tokens + tokens_per_patch - 1] * len(labels)
-    estimate = pack.model.memory_needed(host, model.grid, lengths, num_images, 2)
+    edit = None
+    if is_edit:  # of the last token alone: all before it is read in one pass
+        mask = torch.zeros(1, 16, 16)
+        mask[:, -1, -1] = 1
+        edit = make_edit(torch.zeros(1, 32, 16, 16, dtype=torch.bool), 1.0, mask, model.grid, num_images, 32)
+    longest = edit.longest_read(model.grid) if is_edit else 1
+    estimate = pack.model.memory_needed(host, model.grid, lengths, num_images, 2, longest)
     sampling, generator = Sampling("euler_maruyama", 2, guidance, schedule="linear"), torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
-        generate(model, labels, model.grid, sampling, num_images, generator, CPU, torch.float32)
+        generate(model, labels, model.grid, sampling, num_images, generator, CPU, torch.float32, edit=edit)
     assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)
+
+
+@pytest.mark.parametrize("key", ["query_token.weight", "pos_for_diff.weight", "cls_embedding.weight"])
+def test_patches_reach_the_tables_of_an_imagenet_model(pack, latent_format, key):
+    """Whether they lie in memory whole or are cast at every use."""
+    path = golden.DATA / "imagenet" / "tiny_4x.pt"
+    model = pack.model.load_model(pack.loading.read_imagenet(path), "default", latent_format)
+    grid, sampling = model.model.diffusion_model.grid, Sampling("euler_maruyama", 2, 1.0)
+
+    def bits(model):
+        network, generator = model.model.diffusion_model, torch.Generator().manual_seed(0)
+        return generate(network, [[3]], grid, sampling, 1, generator, CPU, torch.float32)
+
+    plain = bits(model)
+    weight = model.model.state_dict()["diffusion_model." + key]
+    patched = model.clone()
+    assert patched.add_patches({"diffusion_model." + key: (torch.randn(weight.shape),)}, 1.0)
+    load_partly(patched, 0)
+    in_part = bits(patched)
+    patched.detach()
+    patched.patch_model()
+    assert not in_part.equal(plain) and bits(patched).equal(in_part)
+    patched.detach()
+    assert bits(model).equal(plain)

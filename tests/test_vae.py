@@ -1,13 +1,15 @@
 """The binary tokenizer as a VAE, in this process: tiles, memory, odd images."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import pictures
 from bitdance_core.autoencoder import BinaryAutoencoder
+from bitdance_core.autoencoder_config import AutoencoderConfig, HalfConfig, UniWeTokConfig
 from bitdance_core.checkpoint import ASSETS, read_autoencoder
-from bitdance_core.config import AutoencoderConfig
 from graphs import PROMPT
 from peak_memory import PeakMemory
 
@@ -51,10 +53,26 @@ def test_a_gan_decoder_draws_the_same_noise_whatever_the_batch(pack, tmp_path):
     assert vae.decode(bits).equal(batch) and vae.decode_tiled(bits, 8, 8, 2).allclose(batch, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [(64, (1, 1, 2, 2, 4), 2), (32, (1, 2, 4), 1), (64, (1, 1), 4)])
+def halves(encoder, decoder):
+    """A UniWeTok of two halves of other widths."""
+    encoder, decoder = (HalfConfig(widths, (1,) * len(widths), 1, 1, 128, 2) for widths in (encoder, decoder))
+    return AutoencoderConfig(32, (1,) * len(encoder.widths), 1, 8, False, UniWeTokConfig(4, encoder, decoder))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AutoencoderConfig(64, (1, 1, 2, 2, 4), 2, 8, False),
+        AutoencoderConfig(32, (1, 2, 4), 1, 8, False),
+        AutoencoderConfig(64, (1, 1), 4, 8, False),
+        halves((32, 64, 128), (96, 96, 160)),
+        halves((96, 96, 160), (32, 64, 128)),
+    ],
+)
 def test_the_memory_of_the_tokenizer_is_what_it_takes(pack, tmp_path, config):
-    network = BinaryAutoencoder(AutoencoderConfig(*config, bits=8, gan_decoder=False))
+    network = BinaryAutoencoder(config)
     save_file(network.state_dict(), tmp_path / "ae.safetensors")
+    (tmp_path / "ae_config.json").write_text(json.dumps(config.to_dict()))
     vae = pack.vae.BinaryVAE(*read_autoencoder(tmp_path / "ae.safetensors"))
     pixels = torch.rand(1, 3, 128, 192)
     with PeakMemory() as encoding:

@@ -51,8 +51,9 @@ class BitDanceHost(nn.Module):
     """What the backbone's patcher holds: all that stock nodes ask of a MODEL.
 
     `diffusion_model` is the whole BitDance or ImageNetModel, of which ComfyUI moves all but two parts. The head (which
-    has its own patcher) and the embedding table (of which a prompt or a class needs a few rows, from system memory)
-    are held aside: reachable as attributes, but no part of the module tree. `prompts` is None for an ImageNet model.
+    has its own patcher) and the language model's embedding table (of which a prompt needs a few rows, from system
+    memory) are held aside: reachable as attributes, but no part of the module tree. An ImageNet model has neither
+    `prompts` nor `embedding`.
     """
 
     def __init__(
@@ -60,14 +61,14 @@ class BitDanceHost(nn.Module):
         model: BitDance | ImageNetModel,
         prompts: PromptTokenizer | None,
         autoencoder: AutoencoderConfig,
-        embedding: Tensor,
+        embedding: Tensor | None,
         latent_format: BitsFormat,
         precision: Precision,
     ) -> None:
         super().__init__()
         hold_aside(model, "head", model.head)
-        owner, _, name = table_of(model).rpartition(".")
-        hold_aside(model.get_submodule(owner), name, nn.Embedding.from_pretrained(embedding))
+        if embedding is not None:
+            hold_aside(model.backbone, "embed_tokens", nn.Embedding.from_pretrained(embedding))
         self.diffusion_model = model
         self.prompts = prompts
         self.autoencoder = autoencoder
@@ -105,11 +106,6 @@ def hold_aside(module: nn.Module, name: str, child: nn.Module) -> None:
     """Keep a child reachable as an attribute, outside of the tree that patchers move and count."""
     del module._modules[name]
     module.__dict__[name] = child
-
-
-def table_of(model: BitDance | ImageNetModel) -> str:
-    """The embedding table's name in a model."""
-    return "backbone.embed_tokens" if isinstance(model, BitDance) else "cls_embedding"
 
 
 def load_model(
@@ -155,7 +151,7 @@ def build_model(
     precision = choose_precision(weights, WEIGHT_DTYPES[weight_dtype])
     devices = mm.get_torch_device(), mm.unet_offload_device()
     model = network(checkpoint.config, precision.operations, device=devices[1], dtype=precision.storage)
-    embedding = weights.pop(f"{table_of(model)}.weight")
+    embedding = weights.pop("backbone.embed_tokens.weight", None)
     hosts = (
         BitDanceHead(model, precision),
         BitDanceHost(model, prompts, autoencoder, embedding, latent_format, precision),
@@ -226,9 +222,11 @@ def memory_needed(
     tokens = rows * longest
     queries = backbone.num_heads * backbone.head_dim
     # alive at once inside a layer: the residual stream and its norm, and either the widths of SwiGLU (three, or with
-    # packed weights four) or queries, keys and values with their rotated copies
-    widths = 3 if host.prompts else 4
-    layer = tokens * size * (3 * width + max(widths * backbone.intermediate_size, 5 * queries))
+    # packed weights four) or queries, keys and values with their rotated copies; beside a class-conditional model's
+    # narrower layers, the embeddings of all that an edit reads at once count too
+    packed = not host.prompts
+    streams, widths = 5 if packed and longest_read > 1 else 3, 4 if packed else 3
+    layer = tokens * size * (streams * width + max(widths * backbone.intermediate_size, 5 * queries))
     # prefill looks through a mask, which stands once for each group of heads (see attention)
     keys = capacity if longest_read > 1 else length
     mask = (rows if len(set(branch_lengths)) > 1 else 1) * longest * keys

@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...bitdance_core.autoencoder import BinaryAutoencoder, bit_statistics
+from ...bitdance_core.autoencoder import BinaryAutoencoder, bit_statistics, decoder_levels, encoder_levels
 from ...bitdance_core.bits import binarize
 from ...bitdance_core.components import Component
 from ...bitdance_core.config import AutoencoderConfig
@@ -87,9 +87,9 @@ class BinaryVAE(comfy.sd.VAE):
         self.downscale_ratio = self.upscale_ratio = config.downscale
         self.handles_tiling = True
         # feature maps that are alive at once at the finest level, in channels for each pixel
-        fine, coarser = (config.channels * m for m in (*config.channel_multipliers, 1)[:2])
-        encoding = 3 + config.channels + 4 * fine
-        decoding = 3 + max(4 * coarser, coarser + 5 * fine)
+        first, last = encoder_levels(config)[0], decoder_levels(config)[0]
+        encoding = 3 + first.width_in + 4 * first.width_out
+        decoding = 3 + max(4 * last.width_in, last.width_in + 5 * last.width_out)
         self.memory_used_encode = lambda shape, dtype: encoding * shape[-1] * shape[-2] * mm.dtype_size(dtype)
         self.memory_used_decode = lambda shape, dtype: (
             decoding * shape[-1] * shape[-2] * config.downscale**2 * mm.dtype_size(dtype)

@@ -80,31 +80,28 @@ def read_weights(
     numbers = requested or (torch.bfloat16 if mm.should_use_bf16(mm.get_torch_device()) else torch.float32)
     weights: dict[str, Tensor] = {}
     undone = 0
-    for path in {info.file: None for info in tensors.values()}:
-        content = _content(path)
-        for name, info in tensors.items():
-            if info.file != path:
-                continue
-            stored = content[info.key]
-            if info.quantization is None:
-                weights[name] = stored
-            elif keep and _stays(info, reference.get_submodule(name.rpartition(".")[0])):
-                weights |= _quantized(name, info, content)
-            elif not is_scaled(info.quantization):
-                raise BitDanceError(
-                    f"{path}: {info.key} is {info.quantization.format}, which ComfyUI's Linear layers compute in as it "
-                    "is and nothing else does; set weight_dtype to default, or take another file"
-                )
-            else:
-                undone += 1
-                scale = info.quantization.beside.get("weight_scale")
-                scale = None if scale is None else content[scale.key]
-                weights[name] = scaled(stored, scale, numbers)
-            if look and weights[name].dtype.itemsize > 1:
-                check_finite(weights[name], info)
-            elif look and info.quantization and (scale := info.quantization.beside.get("weight_scale")):
-                if scale.dtype in ("F32", "F16", "BF16"):
-                    check_finite(content[scale.key], scale)
+    contents = {path: _content(path) for path in component.files}
+    for name, info in tensors.items():
+        stored = contents[info.file][info.key]
+        if info.quantization is None:
+            weights[name] = stored.reshape(info.shape)
+        elif keep and _stays(info, reference.get_submodule(name.rpartition(".")[0])):
+            beside = {kind: contents[extra.file][extra.key] for kind, extra in info.quantization.beside.items()}
+            weights |= _quantized(name, info, stored, beside)
+        elif not is_scaled(info.quantization):
+            raise BitDanceError(
+                f"{info.file}: {info.key} is {info.quantization.format}, which ComfyUI's Linear layers compute in as "
+                "it is and nothing else does; set weight_dtype to default, or take another file"
+            )
+        else:
+            undone += 1
+            scale = info.quantization.beside.get("weight_scale")
+            scale = None if scale is None else contents[scale.file][scale.key]
+            weights[name] = scaled(stored, scale, numbers).reshape(info.shape)
+        if look:
+            check_finite(weights[name], info)
+            if info.quantization and (scale := info.quantization.beside.get("weight_scale")):
+                check_finite(contents[scale.file][scale.key], scale)
     if undone and keep:
         logging.info(f"[BitDance] {undone} quantized weights of the {component.name} are kept as {numbers}")
     return weights
@@ -123,15 +120,15 @@ def _stays(info: TensorInfo, layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and len(info.shape) == 2 and (single or not is_float)
 
 
-def _quantized(name: str, info: TensorInfo, content: dict[str, Tensor]) -> dict[str, Tensor]:
+def _quantized(name: str, info: TensorInfo, stored: Tensor, beside: dict[str, Tensor]) -> dict[str, Tensor]:
     """A weight and what ComfyUI's Linear reads beside it, by ComfyUI's names."""
     base, quantization = name.removesuffix("weight"), info.quantization
     note = json.dumps({"format": quantization.format, **quantization.settings}).encode()
-    beside = {base + kind: content[extra.key] for kind, extra in quantization.beside.items()}
+    beside = {base + kind: tensor for kind, tensor in beside.items()}
     if quantization.format.startswith("float8"):
         scale = beside.get(base + "weight_scale", torch.ones(()))
         beside[base + "weight_scale"] = scale.float().reshape(())
-    return {name: content[info.key], **beside, base + NOTE: torch.tensor(list(note), dtype=torch.uint8)}
+    return {name: stored, **beside, base + NOTE: torch.tensor(list(note), dtype=torch.uint8)}
 
 
 def _content(path: Path) -> dict[str, Tensor]:
