@@ -178,9 +178,7 @@ def _layer(note: TensorInfo, file: TensorFile) -> dict[str, Any]:
         raise BitDanceError(f"{note.file}: {note.key} is not ComfyUI's description of a layer ({error})") from error
 
 
-def _with_quantization(
-    info: TensorInfo, beside: dict[str, TensorInfo], settings: dict[str, Any] | None
-) -> TensorInfo:
+def _with_quantization(info: TensorInfo, beside: dict[str, TensorInfo], settings: dict[str, Any] | None) -> TensorInfo:
     where = f"{info.file}: {info.key}"
     beside = {kind: extra for kind, extra in beside.items() if kind != "comfy_quant"}  # read already
     is_weight = info.key.endswith(".weight") and len(info.shape) == 2

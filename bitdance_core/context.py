@@ -133,7 +133,9 @@ class ClassContext(Context):
         classes = model.cls_embedding(torch.tensor(labels, device=device)).to(dtype)
         embeddings = classes.unflatten(1, (config.class_tokens, config.width))
         if grid.tokens_per_patch > 1:
-            embeddings = torch.cat((embeddings, all_rows(model.query_token, embeddings).expand(len(labels), -1, -1)), dim=1)
+            embeddings = torch.cat(
+                (embeddings, all_rows(model.query_token, embeddings).expand(len(labels), -1, -1)), dim=1
+            )
         super().__init__(
             embeddings,
             all_rows(model.pos_for_diff, embeddings).unflatten(0, (grid.num_patches, grid.tokens_per_patch)),

@@ -31,7 +31,9 @@ def decoder_places(count: int, device: torch.device) -> Tensor:
     return 1 + (torch.arange(count, device=device) + 0.5) * 7.5 / (count - 0.5)
 
 
-def attend_over_grid(x: Tensor, registers: nn.Embedding, blocks: nn.ModuleList, rows: Tensor, columns: Tensor) -> Tensor:
+def attend_over_grid(
+    x: Tensor, registers: nn.Embedding, blocks: nn.ModuleList, rows: Tensor, columns: Tensor
+) -> Tensor:
     """Feature maps [B, D, h, w] -> the same, each token having looked at all others and at the registers.
 
     `rows` [h] and `columns` [w] are the tokens' places; a register's is 0.

@@ -47,7 +47,9 @@ def load(name, dtype=torch.float32):
     autoencoder.load_state_dict(coder)
     model = ImageNetModel(ImageNetConfig.from_shapes(shapes(name), autoencoder.config.downscale, name))
     weights = {parameter_name(key): tensor for key, tensor in tensors(name).items()}
-    model.load_state_dict({key: weight[0] if key == "query_token.weight" else weight for key, weight in weights.items()})
+    model.load_state_dict(
+        {key: weight[0] if key == "query_token.weight" else weight for key, weight in weights.items()}
+    )
     tokenizer = BinaryTokenizer(autoencoder.to(dtype), CPU, dtype)
     cases = json.loads((DATA / f"{name}.expected.json").read_text())["cases"]
     return (
