@@ -74,14 +74,16 @@ def builtin_models() -> list[str]:
 
 
 def locate(
-    source: Source, files: Sequence[str] = MODEL_FILES, local_files_only: bool = False
+    source: Source, files: Sequence[str] | None = MODEL_FILES, local_files_only: bool = False
 ) -> Path | tuple[Path, ...]:
     """The file, folder or set of files that a user named: a built-in model's name, paths, or a hub id.
 
-    Of a hub repository what matches `files` is downloaded, unless it is there already or `local_files_only`.
+    Of a hub repository what matches `files` is downloaded, unless it is there already or `local_files_only`; None:
+    a repository cannot be meant, as it holds several models.
     """
     if not isinstance(source, str | Path):
-        return tuple(Path(file) for file in (source.values() if isinstance(source, Mapping) else source))
+        paths = tuple(Path(file) for file in (source.values() if isinstance(source, Mapping) else source))
+        return paths[0] if len(paths) == 1 else paths
     if source in builtin_models():  # "./NAME" and Path("NAME") are folders of that name
         return ASSETS / source
     path = Path(source)
@@ -90,6 +92,12 @@ def locate(
             return path
     except (OSError, ValueError) as error:
         raise BitDanceError(f"'{source}' is not a path that can be read ({error})") from error
+    if isinstance(source, str) and re.fullmatch(HUB_ID, source) and files is None:
+        names = ", ".join(name for name, model in PUBLISHED.items() if model.loads)
+        raise MissingFileError(
+            f"no file at '{source}', and a hub repository holds several models; `python -m bitdance_core download "
+            f"NAME` fetches one of {names}"
+        )
     if isinstance(source, str) and re.fullmatch(HUB_ID, source):
         return download(source, files, local_files_only)
     if source in PUBLISHED:
@@ -214,10 +222,14 @@ def read_imagenet(
 
 
 def _tokenizer_beside(path: Path) -> Path | None:
-    """The binary tokenizer that lies beside an ImageNet model."""
-    beside = sorted(file for file in path.parent.glob("ae*") if file.suffix.lower() in WEIGHTS and file != path)
-    own = [file for file in beside if file.stem == f"ae_{path.stem}"]
-    found = own or beside
+    """The binary tokenizer that lies beside an ImageNet model, or in ComfyUI's folder of its kind."""
+    names = (f"ae_{path.stem}", f"{path.stem}_ae")  # as published, and as `convert` names it
+    beside = sorted(file for file in path.parent.glob("*ae*") if file.suffix.lower() in WEIGHTS and file != path)
+    own = [file for file in beside if file.stem in names]
+    if not own and path.parent.name == "diffusion_models":  # its neighbour `vae` holds those of other models too
+        folder = path.parent.with_name("vae")
+        own = [file for file in sorted(folder.glob("*")) if file.stem in names and file.suffix.lower() in WEIGHTS]
+    found = own or [file for file in beside if file.name.startswith("ae")]
     return found[0] if len(found) == 1 else None
 
 

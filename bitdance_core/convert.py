@@ -30,9 +30,9 @@ from .components import (
     TensorInfo,
 )
 from .errors import BitDanceError
-from .files import DTYPES, open_safetensors, open_tensors
+from .files import DTYPES, open_safetensors, open_tensors, read_text
 from .imagenet import ImageNetModel
-from .layout import NOTE, Layout, find_layout
+from .layout import NOTE, WEIGHTS, Layout, find_layout
 from .model import BitDance
 from .safetensors_writer import Planned, write_safetensors
 from .weights import check_finite, check_tensors, is_scaled, read_scale, scaled
@@ -111,10 +111,15 @@ def convert(
         raise BitDanceError(f"unknown dtype '{dtype}', have: {', '.join(PRECISIONS)}")
     found = locate(source)
     model = _read(found, Path(tokenizer) if tokenizer else None)
+    if dtype != "keep":  # the configurations say no longer what the weights are
+        for config in model.configs.values():
+            config.pop("torch_dtype", None)
+            config.pop("dtype", None)
     name = name or model.name
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise BitDanceError(f"'{name}' cannot name a file; use letters, digits, '.', '-' and '_'")
     outputs = _plan(model, Path(destination), format, PRECISIONS[dtype], name)
+    _check_places(outputs, found)
     note = _note(model, source, format, dtype)
     todo = [output for output in outputs if not _is_done(output, note)]
     _check_space(todo)
@@ -127,14 +132,17 @@ def convert(
             progress(done, total)
 
     for output in todo:
-        output.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            output.path.parent.mkdir(parents=True, exist_ok=True)
+            if output.text is not None:
+                partial = output.path.with_name(f".{output.path.name}.partial")
+                partial.write_bytes(output.text.encode())  # not as text: newlines stay as they are
+                partial.replace(output.path)
+                advance(output.nbytes)
+        except OSError as error:
+            raise BitDanceError(f"{output.path} cannot be written ({error.strerror or error})") from error
         if output.text is None:
             write_safetensors(output.path, output.tensors, {"format": "pt", NOTE: note}, advance)
-        else:
-            partial = output.path.with_name(f".{output.path.name}.partial")
-            partial.write_bytes(output.text.encode())  # not as text: newlines stay as they are
-            partial.replace(output.path)
-            advance(output.nbytes)
     return [output.path for output in outputs]
 
 
@@ -164,7 +172,7 @@ def _read(source: Path | tuple[Path, ...], tokenizer: Path | None) -> Model:
         configs |= {part: _plain(config) for part, (config, _) in layout.configs.items()}
         configs[HEAD] = {**configs[HEAD], "parallel_num": checkpoint.config.tokens_per_patch}
         extras = {
-            file: path.read_text(encoding="utf-8")
+            file: read_text(path)
             for file in TOKENIZER_EXTRAS
             if layout.prompts and (path := layout.prompts.with_name(file)).is_file()
         }
@@ -189,7 +197,10 @@ def _plan(model: Model, destination: Path, format: str, dtype: str | None, name:
 
     prompts = [_bytes(PROMPTS_KEY, model.prompts.encode())] if model.prompts else []
     if format == "single":
-        if destination.suffix != ".safetensors":
+        if destination.suffix.lower() in WEIGHTS and not destination.is_dir():
+            if destination.suffix.lower() not in (".safetensors", ".sft"):
+                raise BitDanceError(f"'{destination}' is no name for a safetensors file; end it in .safetensors")
+        else:
             destination = destination / f"{name}.safetensors"
         return [Output(destination, planned(*model.parts) + prompts)]
     if format == "comfy":
@@ -343,7 +354,7 @@ def _note(model: Model, source: Source, format: str, dtype: str) -> str:
     """What a file's header says: where it comes from, which version of ours wrote it, and its configurations."""
     files = sorted({file for component in model.parts.values() for file in component.files})
     stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    named = [source] if isinstance(source, str | Path) else source
+    named = [source] if isinstance(source, str | Path) else locate(source)
     return json.dumps(
         {
             "source": ", ".join(Path(path).name for path in named),
@@ -354,6 +365,17 @@ def _note(model: Model, source: Source, format: str, dtype: str) -> str:
             "configs": model.configs,
         }
     )
+
+
+def _check_places(outputs: list[Output], source: Path | tuple[Path, ...]) -> None:
+    """A folder that is one model stays one: nothing new is written among its weights."""
+    if isinstance(source, Path) and source.is_dir():
+        inside = {source.resolve(), *(folder.resolve() for folder in source.iterdir() if folder.is_dir())}
+        if taken := next((output for output in outputs if output.path.parent.resolve() in inside), None):
+            raise BitDanceError(
+                f"{taken.path.parent} belongs to the folder that is read, which would then hold two models; write into "
+                "another one"
+            )
 
 
 def _is_done(output: Output, note: str) -> bool:

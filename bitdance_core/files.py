@@ -32,19 +32,26 @@ if hasattr(torch, "float8_e8m0fnu"):  # PyTorch 2.7 and newer
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+def read_text(path: Path) -> str:
+    """The text of a file beside a model's weights."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise BitDanceError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which no file of a model is")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is missing") from error
     except OSError as error:
         raise BitDanceError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers or nesting without end
-        if isinstance(error, BitDanceError):
-            raise
+    except UnicodeDecodeError as error:
+        raise BitDanceError(f"{path} is not text in UTF-8 ({error}); download it again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    text = read_text(path)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, numbers or nesting without end
         raise BitDanceError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(data, dict):
         raise BitDanceError(f"{path} must hold a JSON object, found a {type(data).__name__}")

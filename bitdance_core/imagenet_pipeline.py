@@ -11,7 +11,7 @@ from torch import Tensor
 from . import devices
 from .attention import AttentionFn, attention
 from .autoencoder import BinaryAutoencoder
-from .checkpoint import read_imagenet
+from .checkpoint import Source, locate, read_imagenet
 from .config import Size
 from .editing import make_edit
 from .errors import BitDanceError, whole_number
@@ -41,7 +41,7 @@ class ImageNetPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: Source,
         tokenizer: str | Path | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -53,7 +53,7 @@ class ImageNetPipeline:
         Device and dtype as for `BitDancePipeline`. Raises BitDanceError, which names the file and what is wrong.
         """
         device, dtype = devices.choose(device, dtype)
-        checkpoint = read_imagenet(Path(path), None if tokenizer is None else Path(tokenizer))
+        checkpoint = read_imagenet(locate(path, files=None), None if tokenizer is None else Path(tokenizer))
         model = ImageNetModel(checkpoint.config, attend=attend, device="meta").eval()
         autoencoder = BinaryAutoencoder(checkpoint.autoencoder_config, device="meta").eval()
         parts = [(model, checkpoint.backbone), (autoencoder, checkpoint.autoencoder)]

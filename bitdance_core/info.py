@@ -68,7 +68,7 @@ def _describe_model(source: Path | tuple[Path, ...]) -> str:
     )  # fmt: skip
 
 
-def _describe_imagenet(path: Path) -> str:
+def _describe_imagenet(path: Path | tuple[Path, ...]) -> str:
     try:
         checkpoint = read_imagenet(path)
     except MissingFileError as error:  # its tokenizer; the model itself is worth a report without
@@ -79,7 +79,7 @@ def _describe_imagenet(path: Path) -> str:
     height, width = config.defaults.default_size
     return _table(
         [
-            ("path", str(path)),
+            ("path", str(checkpoint.path)),
             ("family", f"{config.family} (ImageNet: {config.num_classes} classes)"),
             ("patch", f"{config.tokens_per_patch} tokens at once"),
             ("token", _token_line(checkpoint.autoencoder_config)),

@@ -234,6 +234,48 @@ def test_bad_input_is_refused_and_nothing_is_left(tmp_path, make, options, words
     assert not (tmp_path / "out.safetensors").exists() and not list(tmp_path.glob(".*"))
 
 
+def written_over(file, text: bytes):
+    def make(tmp_path):
+        copy = shutil.copytree(P16, tmp_path / "copy")
+        (copy / file).write_bytes(text)
+        return copy
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "destination", "format", "words"),
+    [
+        (written_over("merges.txt", b"\xff\xfe"), "new", "official", "merges.txt is not text in UTF-8"),
+        (lambda t: P16, "new.pt", "single", "new.pt' is no name for a safetensors file"),
+        (lambda t: shutil.copytree(P16, t / "copy"), "copy", "single", "copy belongs to the folder that is read"),
+        (lambda t: diffusers(P16, t / "copy"), "copy/projector/x.sft", "single", "projector belongs to the folder"),
+        (lambda t: P16, "file/new", "official", "file/new/.* cannot be written"),
+    ],
+)
+def test_places_that_cannot_take_it_are_named(tmp_path, make, destination, format, words):
+    (tmp_path / "file").touch()
+    source = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BitDanceError, match=words):
+        convert(source, tmp_path / destination, format)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_single_file_may_end_in_sft(tmp_path):
+    assert convert(P16, tmp_path / "x.sft", "single") == [tmp_path / "x.sft"] and (tmp_path / "x.sft").is_file()
+
+
+def test_configurations_do_not_keep_an_old_dtype(tmp_path):
+    folder = shutil.copytree(P16, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for dtype in ("keep", "fp16"):
+        convert(folder, tmp_path / dtype, "official", dtype)
+        written = json.loads((tmp_path / dtype / "config.json").read_text())
+        assert written.get("torch_dtype") == ("bfloat16" if dtype == "keep" else None)
+
+
 def test_numbers_too_large_for_fp16_are_said(tmp_path):
     folder = shutil.copytree(P16, tmp_path / "large")
     tensors = load_file(folder / "projector.safetensors")

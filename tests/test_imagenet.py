@@ -14,7 +14,9 @@ from torch import nn
 import golden
 import reference
 from bitdance_core.autoencoder import BinaryAutoencoder
+from bitdance_core.checkpoint import read_imagenet
 from bitdance_core.config import AutoencoderConfig
+from bitdance_core.convert import convert
 from bitdance_core.editing import make_edit
 from bitdance_core.errors import BitDanceError
 from bitdance_core.flow import Sampling, plan_noise, sample_patch
@@ -267,6 +269,28 @@ def test_bad_settings_are_named_before_any_work(arguments, message):
 
     with pytest.raises(BitDanceError, match=message):
         load("tiny_4x")[0].generate(**{"labels": [1], "cancel": never, **arguments})
+
+
+def test_a_converted_model_finds_its_tokenizer_in_comfyuis_folder(tmp_path):
+    path = DATA / "tiny_4x.pt"
+    files = convert(path, tmp_path, "comfy")
+    (tmp_path / "vae" / "ae.safetensors").write_bytes(b"of another model")
+    model = next(file for file in files if file.parent.name == "diffusion_models")
+    assert read_imagenet(model).autoencoder.files == [tmp_path / "vae" / "tiny_4x_ae.safetensors"]
+    assert ImageNetPipeline.from_pretrained([model], device="cpu").config.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("BitDance-B-4x", "python -m bitdance_core download BitDance-B-4x"),
+        ("shallowdream204/BitDance-ImageNet", "no file at .* holds several models; .* download NAME"),
+        ("none.pt", "no model at 'none.pt'"),
+    ],
+)
+def test_what_is_not_here_is_never_fetched_unasked(name, words):
+    with pytest.raises(BitDanceError, match=words):
+        ImageNetPipeline.from_pretrained(name)
 
 
 def test_labels_come_in_many_forms():

@@ -138,6 +138,15 @@ def test_what_is_no_reconstruction_is_refused(report, image, reconstruction, wor
         report(graph, graph.add("BitDanceCompareImages", image=pair[0], reconstruction=pair[1]))
 
 
+def test_bits_of_another_picture_are_refused(report):
+    graph = Graph()
+    vae = graph.add("BitDanceLoadTokenizer", tokenizer_name="builtin")
+    image = plain(graph, 0x808080, width=32, height=32)
+    bits = graph.add("BitDanceTokenizerEncode", image=plain(graph, 0, width=64, height=32)[0], vae=vae[0])
+    with pytest.raises(RuntimeError, match="the bits are of pictures of 64x32, the reconstruction is 32x32"):
+        report(graph, graph.add("BitDanceCompareImages", image=image[0], reconstruction=image[0], bits=bits[0]))
+
+
 def test_an_empty_canvas_has_no_bits_per_pixel(report):
     graph = Graph()
     image = plain(graph, 0)

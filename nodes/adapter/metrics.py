@@ -19,10 +19,16 @@ def compare(image: Tensor, reconstruction: Tensor, bits: BitGrid | None) -> tupl
 
     Without bits there are 0 of them for each pixel.
     """
-    pair = _of_one_size(_rgb(image), _rgb(reconstruction))
+    pair = _of_one_size(_rgb(image, "image"), _rgb(reconstruction, "reconstruction"))
     per_pixel = 0.0
     if bits is not None:
         check_drawn(bits)
+        height, width = bits.size(bits.step or reconstruction.shape[1] // bits.height)
+        if (height, width) != tuple(reconstruction.shape[1:3]):
+            raise BitDanceError(
+                f"the bits are of pictures of {width}x{height}, the reconstruction is "
+                f"{reconstruction.shape[2]}x{reconstruction.shape[1]}: connect the bits that it was decoded from"
+            )
         per_pixel = metrics.bits_per_pixel(bits.channels, bits.step or reconstruction.shape[1] / bits.height)
     figures = metrics.measure(*pair, per_pixel)
     mean, count = metrics.mean(figures), len(figures)
@@ -39,8 +45,10 @@ def show(text: str, node_id: str) -> None:
     server.PromptServer.instance.send_progress_text(text, node_id)
 
 
-def _rgb(image: Tensor) -> Tensor:
+def _rgb(image: Tensor, name: str) -> Tensor:
     """IMAGE -> [B, 3, H, W]; as when it is encoded, grey serves as all three and an alpha channel as none."""
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or not image.numel():
+        raise BitDanceError(f"'{name}' must be images [B, H, W, C] of 1, 3 or 4 channels, found {list(image.shape)}")
     channels = image.movedim(-1, 1)
     return channels.expand(-1, 3, -1, -1) if channels.shape[1] == 1 else channels[:, :3]
 
