@@ -35,15 +35,13 @@ from .imagenet import ImageNetModel
 from .layout import NOTE, WEIGHTS, Layout, find_layout
 from .model import BitDance
 from .safetensors_writer import Planned, write_safetensors
-from .weights import check_finite, check_tensors, is_scaled, read_scale, scaled
+from .weights import LAYERS, check_finite, check_tensors, is_scaled, read_scale, scaled
 
 FORMATS = ("official", "comfy", "single")
 PRECISIONS = {
     "keep": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8_e4m3fn": "F8_E4M3", "fp8_e5m2": "F8_E5M2",
 }  # fmt: skip
 QUANTIZED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # ComfyUI's names
-# what is quantized: the matrices of the many layers; what leads into them, out of them and tells them the time is small
-LAYERS = re.compile(r"(.+\.)?(layers|res_blocks|ada_ln_blocks)\.\d+\.(.+\.)?weight")
 CHUNK_VALUES = 2**22  # of a tensor at once
 SHARD_BYTES = 5 * 10**9
 # files of a prompt tokenizer that the official folder holds beside tokenizer.json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -13,6 +14,9 @@ from .errors import BitDanceError
 from .files import TensorFile, open_tensors
 
 CPU = torch.device("cpu")
+# what is quantized: the matrices of the many layers. What leads into them, out of them and tells them the time is
+# small, and costs more agreement for its size (scripts/eval_quantization.py)
+LAYERS = re.compile(r"(.+\.)?(layers|res_blocks|ada_ln_blocks)\.\d+\.(.+\.)?weight")
 FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
 # the smallest byte of an 8-bit float that is no number: NaN, and infinity where the type has it
 NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}

@@ -122,7 +122,9 @@ def load_model(
     return patcher
 
 
-def read_model(checkpoint: Checkpoint | ImageNetCheckpoint, requested: torch.dtype | None = None) -> dict[str, Tensor]:
+def read_model(
+    checkpoint: Checkpoint | ImageNetCheckpoint, requested: torch.dtype | str | None = None
+) -> dict[str, Tensor]:
     """The tensors of all but the binary tokenizer, by their names in `BitDance` or `ImageNetModel`."""
     if isinstance(checkpoint, ImageNetCheckpoint):
         return read_weights(ImageNetModel(checkpoint.config, device="meta"), checkpoint.backbone, requested)
