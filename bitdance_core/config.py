@@ -130,6 +130,11 @@ class HeadConfig:
     attends: bool = True  # the tokens of a patch look at each other; without, a block is its MLP alone
     squashes: bool = True  # predictions pass 2 * sigmoid - 1 and so lie in [-1, 1]
 
+    @property
+    def modulations(self) -> int:
+        """Of an adaLN layer: scale, shift and gate for each norm of a block."""
+        return 6 if self.attends else 3
+
     @classmethod
     def from_dict(cls, config: dict[str, Any], source: str) -> HeadConfig:
         """Read a `vision_head_config.json`; `source` is named in errors."""

@@ -23,3 +23,9 @@ def choose(device: torch.device | str | None, dtype: torch.dtype | None) -> tupl
         have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise BitDanceError(f"device '{device}' is not available, have: {', '.join(have)}") from cause
     return chosen, dtype or (torch.float32 if chosen.type == "cpu" else torch.bfloat16)
+
+
+def check_graphs(device: torch.device, cuda_graphs: bool) -> None:
+    """Raise BitDanceError where CUDA graphs are asked for elsewhere."""
+    if cuda_graphs and device.type != "cuda":
+        raise BitDanceError(f"cuda_graphs need a CUDA device, found {device}")

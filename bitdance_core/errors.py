@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
+
+# asked before every evaluation of a network; True stops the run with `Cancelled` (or it raises its own exception)
+Cancel = Callable[[], bool]
 
 
 class BitDanceError(ValueError):
@@ -28,3 +32,8 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 class Cancelled(Exception):
     """The caller's `cancel` hook asked to stop. Nothing is kept."""
+
+
+def check_cancelled(cancel: Cancel | None) -> None:
+    if cancel is not None and cancel():
+        raise Cancelled("generation was cancelled")

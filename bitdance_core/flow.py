@@ -192,18 +192,20 @@ class Known:
 
 
 def sample_patch(
-    predict: Predict, noise: Tensor, schedule: Schedule, guidance: float, known: Known | None = None
+    predict: Predict, noise: Tensor, schedule: Schedule, guidance: float | Tensor, known: Known | None = None
 ) -> Tensor:
     """Carry noise [draws, n, P, C] along the flow; the sign of the result [n, P, C] is the patch's bits.
 
-    With guidance > 1, `predict` returns the conditional rows, then the unconditional ones, at times that the schedule
-    guides; else the conditional alone. With `known`, the schedule starts where the first token does.
+    With guidance > 1 (a tensor always is), `predict` returns the conditional rows, then the unconditional ones, at
+    times that the schedule guides; else the conditional alone. With `known`, the schedule starts where the first token
+    does. No value of a tensor is looked at, so the whole flow can be recorded as one graph.
     """
+    guided = isinstance(guidance, Tensor) or guidance > 1
 
     def velocity(x: Tensor, index: int) -> Tensor:
         x_pred = predict(x, index).float()
         t = schedule.times[index]
-        if guidance <= 1 or not schedule.is_guided(index):
+        if not (guided and schedule.is_guided(index)):
             return velocity_from_x(x_pred, x, t)
         cond, uncond = x_pred.chunk(2)
         return guide(velocity_from_x(cond, x, t), velocity_from_x(uncond, x, t), guidance)

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from .bits import binarize
 from .editing import Edit
-from .errors import BitDanceError, Cancelled
-from .flow import Sampling, Schedule, plan_noise, sample_patch
+from .errors import BitDanceError, Cancel, check_cancelled
+from .flow import Sampling, plan_noise
+from .graphs import HeadGraphs
 from .imagenet import ImageNetModel
 from .model import BitDance
+from .patch_flow import flow_of
 from .patches import Grid
 
 # (the patch just drawn, counted from 1, patches in all, bits so far [n, C, h, w]: +-1, 0 where there are none yet; the
 # callee's to keep)
 Callback = Callable[[int, int, Tensor], None]
-# asked before every evaluation of a network; True stops the run with `Cancelled` (or it raises its own exception)
-Cancel = Callable[[], bool]
 
 
 def generate(
@@ -35,6 +35,7 @@ def generate(
     cancel: Cancel | None = None,
     edit: Edit | None = None,
     regions: Tensor | None = None,
+    graphs: HeadGraphs | None = None,
 ) -> Tensor:
     """Draw bits [n, C, h, w] in {-1, +1}, float32.
 
@@ -43,7 +44,8 @@ def generate(
     for every patch, so that a patch's noise does not depend on which others are kept.
 
     With an `edit`, patches that it keeps cost no evaluation of the head, and those between two drawn ones are read in
-    one pass. With several conditional branches, `regions` [patches, P] says which of them each token follows.
+    one pass. With several conditional branches, `regions` [patches, P] says which of them each token follows. With
+    `graphs`, a patch's whole flow is one CUDA graph.
     """
     unconditional = sampling.branches - 1
     conditional = len(branches) - unconditional
@@ -90,22 +92,14 @@ def generate(
         guidance = sampling.guidance_of(i, patches)
         cond = model.head.cond_embed(_select(hidden, regions, i, num_images, conditional) + context.positions[i])
 
-        def predict(
-            x_t: Tensor,
-            step: int,
-            cond: Tensor = cond,
-            time: Tensor = time,
-            schedule: Schedule = schedule,
-            guidance: float = guidance,
-        ) -> Tensor:
-            check_cancelled(cancel)
-            x_t = x_t.to(dtype)
-            if guidance > 1 and schedule.is_guided(step):
-                return model.head(x_t.repeat(2, 1, 1), time[step], cond)
-            return model.head(x_t, time[step], cond[: len(x_t)])
-
         held = known and (known[i].repeat(2) if apart[i] else known[i])
-        sample = sample_patch(predict, noise.to(device), schedule, guidance, held)
+        inputs = noise.to(device), time, cond, *((held.bits, held.until) if held else ())
+        if graphs is None:
+            sample = flow_of(model.head, schedule, guidance, dtype, cancel)(*inputs)
+        else:
+            for _ in range(schedule.evaluations):  # in a graph nobody is asked
+                check_cancelled(cancel)
+            sample = graphs.draw(model.head, schedule, guidance, dtype, *inputs)
         finite &= sample.isfinite().all()
         if i == plan[0]:  # weights that are not numbers show at once; after that, the device is asked at the end
             _check_finite(finite, dtype)
@@ -144,8 +138,3 @@ def _select(hidden: Tensor, regions: Tensor | None, patch: int, num_images: int,
     tokens = torch.arange(hidden.shape[1], device=hidden.device)
     own = by_branch[regions[patch], :, tokens].transpose(0, 1)
     return torch.cat((own, *by_branch[conditional:]))
-
-
-def check_cancelled(cancel: Cancel | None) -> None:
-    if cancel is not None and cancel():
-        raise Cancelled("generation was cancelled")

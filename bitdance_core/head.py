@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -13,10 +14,9 @@ from .attention import AttentionFn, attention
 from .config import HeadConfig
 
 FREQUENCIES = 128  # of the time embedding
-
-
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+# the adaLN layers' weights, a fifth of a head's, are read once for this much: enough rows to keep a GPU's matrix units
+# busy, and little beside the head itself
+MODULATION_BYTES = 2**27
 
 
 class TimeEmbedding(nn.Module):
@@ -72,16 +72,17 @@ class HeadBlock(nn.Module):
                 operations.Linear(width, hidden, **options), nn.SiLU(), operations.Linear(hidden, width, **options)
             )
 
-    def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        *first, scale, shift, gate = modulation
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x [B, P, W], modulation [B, P, 6 or 3, W] as `DiffusionHead.modulations` makes it."""
+        *first, scale, shift, gate = modulation.unbind(-2)
         if self.attends:
             scale1, shift1, gate1 = first
-            x = x + gate1 * self.attn(modulate(self.norm1(x), scale1, shift1))
-        h = modulate((self.norm2 if self.attends else self.norm)(x), scale, shift)
+            x = torch.addcmul(x, gate1, self.attn(torch.addcmul(shift1, self.norm1(x), scale1)))
+        h = torch.addcmul(shift, (self.norm2 if self.attends else self.norm)(x), scale)
         if self.swiglu:
             a, b = self.w1(h).chunk(2, dim=-1)
-            return x + gate * self.w2(F.silu(a) * b)
-        return x + gate * self.mlp(h)
+            return torch.addcmul(x, gate, self.w2(F.silu(a) * b))
+        return torch.addcmul(x, gate, self.mlp(h))
 
 
 class FinalLayer(nn.Module):
@@ -91,17 +92,24 @@ class FinalLayer(nn.Module):
         self.ada_ln_modulation = operations.Linear(config.width, 2 * config.width, **options)
         self.linear = operations.Linear(config.width, config.bits, **options)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        scale, shift = self.ada_ln_modulation(y).chunk(2, dim=-1)
-        return self.linear(modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), scale, shift))
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = modulation.unbind(-2)
+        return self.linear(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale))
+
+
+def steps_at_once(config: HeadConfig, rows: int, tokens: int, itemsize: int) -> int:
+    """How many steps' modulations are computed in one pass, for rows of tokens: as many as MODULATION_BYTES hold."""
+    width = (config.num_modulations * config.modulations + 2) * config.width
+    return max(1, MODULATION_BYTES // (rows * tokens * width * itemsize))
 
 
 class DiffusionHead(nn.Module):
-    """Predicts a patch's clean bits from its noised ones. What stays the same along a flow is computed apart, once:
+    """Predicts a patch's clean bits from its noised ones. What does not depend on them is computed apart:
 
-    cond = head.cond_embed(hidden)                    # once per patch
-    time = head.time_embed(times, cond.dtype)         # once per picture
-    x_pred = head(x_t, time[i], cond)                 # every step
+    time = head.time_embed(times, dtype)                       # once per picture
+    cond = head.cond_embed(hidden)                             # once per patch
+    modulations = head.modulations(time[:, None, None], cond)  # for many steps in one pass
+    x_pred = head.predict(x_t, [m[i] for m in modulations])    # every step
     """
 
     def __init__(
@@ -115,7 +123,6 @@ class DiffusionHead(nn.Module):
         super().__init__()
         options = {"device": device, "dtype": dtype}
         self.config = config
-        self.modulations = 6 if config.attends else 3
         self.time_embed = TimeEmbedding(config.width, operations, device, dtype)
         self.cond_embed = operations.Linear(config.cond_width, config.width, **options)
         self.input_proj = operations.Linear(config.bits, config.width, **options)
@@ -123,19 +130,31 @@ class DiffusionHead(nn.Module):
             HeadBlock(config, attend, operations, device, dtype) for _ in range(config.depth)
         )
         self.ada_ln_blocks = nn.ModuleList(
-            operations.Linear(config.width, self.modulations * config.width, **options)
+            operations.Linear(config.width, config.modulations * config.width, **options)
             for _ in range(config.num_modulations)
         )
         self.final_layer = FinalLayer(config, operations, device, dtype)
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
         """x_t [B, P, C], time broadcastable to [B, P, W], cond [B, P, W] -> predicted bits [B, P, C]."""
+        return self.predict(x_t, self.modulations(time, cond))
+
+    def modulations(self, time: Tensor, cond: Tensor) -> list[Tensor]:
+        """time broadcastable to [..., B, P, W], cond [B, P, W] -> of each adaLN layer, the final one last, scales
+        (1 added), shifts and gates: [..., B, P, k, W].
+        """
         y = F.silu(time + cond)
+        layers = (*self.ada_ln_blocks, self.final_layer.ada_ln_modulation)
+        modulations = [layer(y).unflatten(-1, (-1, self.config.width)) for layer in layers]
+        for modulation in modulations:
+            modulation[..., ::3, :] += 1  # every third is a scale
+        return modulations
+
+    def predict(self, x_t: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """x_t [B, P, C] and one step's modulations [B, P, k, W] -> predicted bits [B, P, C]."""
         x = self.input_proj(x_t)
         blocks_each = self.config.depth // self.config.num_modulations
         for index, block in enumerate(self.res_blocks):
-            if index % blocks_each == 0:
-                modulation = self.ada_ln_blocks[index // blocks_each](y).chunk(self.modulations, dim=-1)
-            x = block(x, modulation)
-        x = self.final_layer(x, y)
+            x = block(x, modulations[index // blocks_each])
+        x = self.final_layer(x, modulations[-1])
         return 2 * torch.sigmoid(x) - 1 if self.config.squashes else x

@@ -14,9 +14,9 @@ from .autoencoder import BinaryAutoencoder
 from .checkpoint import Source, locate, read_imagenet
 from .config import Size
 from .editing import make_edit
-from .errors import BitDanceError, whole_number
+from .errors import BitDanceError, Cancel, whole_number
 from .flow import Sampling
-from .generate import Callback, Cancel
+from .generate import Callback
 from .imagenet import ImageNetModel
 from .imagenet_classes import class_index
 from .imagenet_config import ImageNetConfig
@@ -31,12 +31,18 @@ class ImageNetPipeline:
     """A class-conditional model ready to draw. Make one with `from_pretrained`."""
 
     def __init__(
-        self, model: ImageNetModel, tokenizer: BinaryTokenizer, device: torch.device, dtype: torch.dtype
+        self,
+        model: ImageNetModel,
+        tokenizer: BinaryTokenizer,
+        device: torch.device,
+        dtype: torch.dtype,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
+        self.cuda_graphs = cuda_graphs
 
     @classmethod
     def from_pretrained(
@@ -46,19 +52,22 @@ class ImageNetPipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         attend: AttentionFn = attention,
+        cuda_graphs: bool = False,
     ) -> ImageNetPipeline:
         """Load a model from its file (.pt or .safetensors) and its binary tokenizer, by default the one in the file or
         beside it.
 
-        Device and dtype as for `BitDancePipeline`. Raises BitDanceError, which names the file and what is wrong.
+        Device, dtype and `cuda_graphs` as for `BitDancePipeline`. Raises BitDanceError, which names the file and what
+        is wrong.
         """
         device, dtype = devices.choose(device, dtype)
+        devices.check_graphs(device, cuda_graphs)
         checkpoint = read_imagenet(locate(path, files=None), None if tokenizer is None else Path(tokenizer))
         model = ImageNetModel(checkpoint.config, attend=attend, device="meta").eval()
         autoencoder = BinaryAutoencoder(checkpoint.autoencoder_config, device="meta").eval()
         parts = [(model, checkpoint.backbone), (autoencoder, checkpoint.autoencoder)]
         load_weights(parts, device, dtype)
-        return cls(model, BinaryTokenizer(autoencoder, device, dtype), device, dtype)
+        return cls(model, BinaryTokenizer(autoencoder, device, dtype), device, dtype, cuda_graphs)
 
     @property
     def config(self) -> ImageNetConfig:
@@ -118,7 +127,10 @@ class ImageNetPipeline:
         branches = [classes]
         if sampling.branches > 1:
             branches.append([self.config.null_class] * len(classes))
-        return draw(self.model, self.tokenizer, branches, grid, sampling, len(classes), seed, callback, cancel, edit)
+        return draw(
+            self.model, self.tokenizer, branches, grid, sampling, len(classes), seed, callback, cancel, edit,
+            cuda_graphs=self.cuda_graphs,
+        )  # fmt: skip
 
 
 def class_numbers(labels: Sequence[int | str], config: ImageNetConfig) -> list[int]:

@@ -16,9 +16,10 @@ from .autoencoder import BinaryAutoencoder
 from .checkpoint import Source, locate, read_checkpoint
 from .config import BitDanceConfig, Size
 from .editing import THRESHOLD, Edit, make_edit, region_map, token_mask
-from .errors import BitDanceError, whole_number
+from .errors import BitDanceError, Cancel, check_cancelled, whole_number
 from .flow import Sampling
-from .generate import Callback, Cancel, check_cancelled, generate
+from .generate import Callback, generate
+from .graphs import HeadGraphs
 from .imagenet import ImageNetModel
 from .model import BitDance
 from .patches import Grid
@@ -47,12 +48,14 @@ class BitDancePipeline:
         prompts: PromptTokenizer,
         device: torch.device,
         dtype: torch.dtype,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.device = device
         self.dtype = dtype
+        self.cuda_graphs = cuda_graphs
 
     @classmethod
     def from_pretrained(
@@ -62,14 +65,18 @@ class BitDancePipeline:
         dtype: torch.dtype | None = None,
         local_files_only: bool = False,
         attend: AttentionFn = attention,
+        cuda_graphs: bool = False,
     ) -> BitDancePipeline:
         """Load a model from a folder (official, diffusers, or with single files), a file, a set of files with their
         tokenizer.json, a hub id (downloaded unless `local_files_only`) or a built-in name.
 
         Without a device: the GPU if there is one. Without a dtype: bfloat16 on a GPU, float32 on the CPU. The embedding
-        table stays in system memory. Raises BitDanceError (a ValueError), which names the file and what is wrong.
+        table stays in system memory. `cuda_graphs` records the head's loop: faster where launching its kernels takes
+        longer than they do; not measured yet. Raises BitDanceError (a ValueError), which names the file and what is
+        wrong.
         """
         device, dtype = devices.choose(device, dtype)
+        devices.check_graphs(device, cuda_graphs)
         checkpoint = read_checkpoint(locate(source, local_files_only=local_files_only))
         model = BitDance(checkpoint.config, attend=attend, device="meta").eval()
         autoencoder = BinaryAutoencoder(checkpoint.config.autoencoder, device="meta").eval()
@@ -80,7 +87,7 @@ class BitDancePipeline:
             (autoencoder, checkpoint.autoencoder),
         ]
         load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
-        return cls(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, device, dtype)
+        return cls(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, device, dtype, cuda_graphs)
 
     @property
     def config(self) -> BitDanceConfig:
@@ -178,8 +185,9 @@ class BitDancePipeline:
             branches.append(negative + opening)
         regions = region_map(covers, grid) if covers else None
         return draw(
-            self.model, self.tokenizer, branches, grid, sampling, num_images, seed, callback, cancel, edit, regions
-        )
+            self.model, self.tokenizer, branches, grid, sampling, num_images, seed, callback, cancel, edit, regions,
+            self.cuda_graphs,
+        )  # fmt: skip
 
     def _size_of(self, bits: Tensor, height: int | None, width: int | None) -> Size:
         """In pixels; a height or width that was asked for must be that of the bits."""
@@ -202,12 +210,16 @@ def draw(
     cancel: Cancel | None,
     edit: Edit | None,
     regions: Tensor | None = None,
+    cuda_graphs: bool = False,
 ) -> GenerateOutput:
     """`generate` where the tokenizer lies and in its dtype, and its bits as pictures."""
     # on the CPU, so that a seed means the same picture on every device
     generator = torch.Generator("cpu").manual_seed(seed)
     where = tokenizer.device, tokenizer.dtype
-    bits = generate(model, branches, grid, sampling, num_images, generator, *where, callback, cancel, edit, regions)
+    graphs = HeadGraphs() if cuda_graphs else None
+    bits = generate(
+        model, branches, grid, sampling, num_images, generator, *where, callback, cancel, edit, regions, graphs
+    )
     images = []
     for row in bits.split(1):  # one picture at a time: decoding takes more memory than all else
         check_cancelled(cancel)

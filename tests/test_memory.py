@@ -3,7 +3,6 @@
 import gc
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from bitdance_core.flow import Sampling
 from bitdance_core.generate import generate
 from bitdance_core.imagenet import ImageNetModel
 from bitdance_core.imagenet_config import IMAGENET
+from bitdance_core.memory import drawing_bytes
 from bitdance_core.patches import Grid
 from graphs import PROMPT
 from peak_memory import PeakMemory
@@ -187,13 +187,13 @@ def test_a_model_that_nobody_holds_is_freed(pack, latent_format):
 @pytest.mark.parametrize(
     ("height", "width", "num_images", "steps", "prompts"), [(8, 8, 1, 25, 2), (8, 16, 4, 4, 2), (16, 16, 2, 50, 1)]
 )
-def test_the_memory_that_is_asked_for_is_what_drawing_takes(pack, model, height, width, num_images, steps, prompts):
+def test_the_memory_that_is_asked_for_is_what_drawing_takes(model, height, width, num_images, steps, prompts):
     """No more than the estimate, and not much less: too little runs out of memory, too much evicts for nothing."""
     host = model.model
     grid = Grid(height, width, 4)
     opening = host.prompts.opening(height, width, 16)
     branches = [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening][:prompts]
-    estimate = pack.model.memory_needed(host, grid, [len(ids) for ids in branches], num_images, steps)
+    estimate = drawing_bytes(host.config, grid, [len(ids) for ids in branches], num_images, steps, 4)
     sampling = Sampling("euler_maruyama", steps, 3.0 if prompts == 2 else 1.0)
     generator = torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
@@ -201,7 +201,7 @@ def test_the_memory_that_is_asked_for_is_what_drawing_takes(pack, model, height,
     assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)
 
 
-def test_the_memory_of_an_edit_counts_what_is_read_at_once(pack, model):
+def test_the_memory_of_an_edit_counts_what_is_read_at_once(model):
     """The last patch of many: all others go through the language model in one pass."""
     host, grid = model.model, Grid(16, 32, 4)
     opening = host.prompts.opening(16, 32, 16)
@@ -209,7 +209,7 @@ def test_the_memory_of_an_edit_counts_what_is_read_at_once(pack, model):
     mask = torch.zeros(1, 16, 32)
     mask[:, -1, -1] = 1
     edit = make_edit(torch.zeros(1, 32, 16, 32, dtype=torch.bool), 1.0, mask, grid, 1, 32)
-    estimate = pack.model.memory_needed(host, grid, [len(ids) for ids in branches], 1, 4, edit.longest_read(grid))
+    estimate = drawing_bytes(host.config, grid, [len(ids) for ids in branches], 1, 4, 4, edit.longest_read(grid))
     sampling, generator = Sampling("euler_maruyama", 4, 3.0), torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
         generate(host.diffusion_model, branches, grid, sampling, 1, generator, CPU, torch.float32, edit=edit)
@@ -308,13 +308,12 @@ def test_a_lora_for_something_else_is_named(pack, model, tmp_path):
         (1, 1, 4.0, True), (4, 2, 1.0, True), (16, 1, 4.0, True),
     ],
 )  # fmt: skip
-def test_the_memory_of_an_imagenet_model(pack, tokens_per_patch, num_images, guidance, is_edit):
+def test_the_memory_of_an_imagenet_model(tokens_per_patch, num_images, guidance, is_edit):
     """Two layers of the published width, random."""
     config = replace(IMAGENET[f"imagenet-b-{tokens_per_patch}x"], num_layers=2, num_classes=9)
     model = ImageNetModel(config)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.02)
-    host = SimpleNamespace(config=config, prompts=None, precision=SimpleNamespace(compute=torch.float32))
     labels = [list(range(num_images)), [config.null_class] * num_images][: 2 if guidance > 1 else 1]
     lengths = [config.class_tokens + tokens_per_patch - 1] * len(labels)
     edit = None
@@ -323,7 +322,7 @@ def test_the_memory_of_an_imagenet_model(pack, tokens_per_patch, num_images, gui
         mask[:, -1, -1] = 1
         edit = make_edit(torch.zeros(1, 32, 16, 16, dtype=torch.bool), 1.0, mask, model.grid, num_images, 32)
     longest = edit.longest_read(model.grid) if is_edit else 1
-    estimate = pack.model.memory_needed(host, model.grid, lengths, num_images, 2, longest)
+    estimate = drawing_bytes(config, model.grid, lengths, num_images, 2, 4, longest)
     sampling, generator = Sampling("euler_maruyama", 2, guidance, schedule="linear"), torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
         generate(model, labels, model.grid, sampling, num_images, generator, CPU, torch.float32, edit=edit)

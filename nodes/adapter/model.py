@@ -6,7 +6,6 @@ resident and stream the language model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 
 import comfy.model_base
@@ -20,7 +19,6 @@ from ...bitdance_core.config import AutoencoderConfig
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.imagenet import ImageNetModel
 from ...bitdance_core.model import BitDance
-from ...bitdance_core.patches import Grid
 from ...bitdance_core.prompt import PromptTokenizer
 from .previews import BitsFormat
 from .weights import WEIGHT_DTYPES, Precision, choose_precision, make_patcher, read_weights
@@ -198,45 +196,3 @@ def patchers_of(model: comfy.model_patcher.ModelPatcher) -> list[comfy.model_pat
         head.patches = {key: patches for key, patches in model.patches.items() if key.startswith(HEAD_KEYS)}
         head.patches_uuid = model.patches_uuid
     return [head, model] if model.is_dynamic() else [model, head]
-
-
-def memory_needed(
-    host: BitDanceHost,
-    grid: Grid,
-    branch_lengths: Sequence[int],
-    num_images: int,
-    steps: int,
-    longest_read: int = 1,
-) -> int:
-    """Bytes that drawing takes beside the weights: KV cache and the largest activations.
-
-    `branch_lengths` counts each branch's tokens, image opening included; `longest_read` the patches that are read in
-    one pass.
-    """
-    head = host.config.head
-    backbone = host.config.backbone if host.prompts else host.config
-    width = head.cond_width  # the backbone's
-    P, size = grid.tokens_per_patch, host.precision.compute.itemsize
-    rows, length = num_images * len(branch_lengths), max(branch_lengths)
-    capacity = length - P + grid.num_patches * P
-    cache = 2 * backbone.num_layers * rows * backbone.num_kv_heads * backbone.head_dim * capacity * size
-    longest = max(length - P, longest_read * P)
-    tokens = rows * longest
-    queries = backbone.num_heads * backbone.head_dim
-    # alive at once inside a layer: the residual stream and its norm, and either the widths of SwiGLU (three, or with
-    # packed weights four) or queries, keys and values with their rotated copies; beside a class-conditional model's
-    # narrower layers, the embeddings of all that an edit reads at once count too
-    packed = not host.prompts
-    streams, widths = 5 if packed and longest_read > 1 else 3, 4 if packed else 3
-    layer = tokens * size * (streams * width + max(widths * backbone.intermediate_size, 5 * queries))
-    # prefill looks through a mask, which stands once for each group of heads (see attention)
-    keys = capacity if longest_read > 1 else length
-    mask = (rows if len(set(branch_lengths)) > 1 else 1) * longest * keys
-    mask *= 1 + (1 + size) * backbone.num_heads // backbone.num_kv_heads
-    # modulation for all six inputs, the residual stream with its norm, SwiGLU's doubled hidden width
-    block = rows * P * size * head.width * (6 + 6 + 5)
-    # the prompts' embeddings, and a patch's hidden states, conditions and bits as they pass from network to network
-    between = rows * size * (length * width + P * (4 * width + head.width + head.bits))
-    noise = (steps + 1) * num_images * P * head.bits * 4
-    table = (steps + 1) * head.width * size + grid.num_patches * P * width * (4 + size)
-    return cache + max(layer + mask, block) + between + noise + table

@@ -16,10 +16,11 @@ from ...bitdance_core.editing import Edit, make_edit
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.flow import Sampling
 from ...bitdance_core.generate import count_evaluations, generate
+from ...bitdance_core.memory import drawing_bytes
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.pipeline import make_grid
 from .classes import read_classes
-from .model import BitDanceHost, check_model, memory_needed, patchers_of
+from .model import BitDanceHost, check_model, patchers_of
 from .text import read_positive, read_prompt
 
 
@@ -95,7 +96,8 @@ def draw(
 
     most_steps = max(sampling.steps, sampling.last_steps or 0)
     longest_read = 1 if edit is None else edit.longest_read(grid)
-    memory = memory_needed(host, grid, subject.lengths, subject.num_images, most_steps, longest_read)
+    size = host.precision.compute.itemsize
+    memory = drawing_bytes(config, grid, subject.lengths, subject.num_images, most_steps, size, longest_read)
     mm.load_models_gpu(patchers_of(model), memory_required=memory)
 
     previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
@@ -175,7 +177,9 @@ def compiled(model):
     options = model.model_options.get("torch_compile_kwargs")
     if options is None:
         return network
-    # the same parts, in an object of its own: the model keeps its head as it is
+    # the same parts, in objects of their own: the model keeps its head as it is
+    head = copy.copy(network.head)
+    head.predict = torch.compile(network.head.predict, **options)
     other = copy.copy(network)
-    other.__dict__["head"] = torch.compile(network.head, **options)
+    other.__dict__["head"] = head
     return other

@@ -11,11 +11,12 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...bitdance_core.autoencoder import BinaryAutoencoder, bit_statistics, decoder_levels, encoder_levels
+from ...bitdance_core.autoencoder import BinaryAutoencoder, bit_statistics
 from ...bitdance_core.bits import binarize
 from ...bitdance_core.components import Component
 from ...bitdance_core.config import AutoencoderConfig
 from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.memory import decoding_bytes, encoding_bytes
 from .tiles import TokenizerOperations, tiled
 from .weights import SUPPORTED, make_patcher, read_weights
 
@@ -86,13 +87,10 @@ class BinaryVAE(comfy.sd.VAE):
         self.latent_channels = config.bits
         self.downscale_ratio = self.upscale_ratio = config.downscale
         self.handles_tiling = True
-        # feature maps that are alive at once at the finest level, in channels for each pixel
-        first, last = encoder_levels(config)[0], decoder_levels(config)[0]
-        encoding = 3 + first.width_in + 4 * first.width_out
-        decoding = 3 + max(4 * last.width_in, last.width_in + 5 * last.width_out)
-        self.memory_used_encode = lambda shape, dtype: encoding * shape[-1] * shape[-2] * mm.dtype_size(dtype)
-        self.memory_used_decode = lambda shape, dtype: (
-            decoding * shape[-1] * shape[-2] * config.downscale**2 * mm.dtype_size(dtype)
+        step = config.downscale
+        self.memory_used_encode = lambda shape, dtype: encoding_bytes(config, *shape[-2:], mm.dtype_size(dtype))
+        self.memory_used_decode = lambda shape, dtype: decoding_bytes(
+            config, shape[-2] * step, shape[-1] * step, mm.dtype_size(dtype)
         )
         offload_device = mm.vae_offload_device()
         network = BinaryTokenizer(config, offload_device, self.vae_dtype)
