@@ -28,7 +28,7 @@ from . import __version__, devices
 from .batch_jobs import Job, Pipeline, check_names, contents, fingerprint, outline, plan, read_rows
 from .checkpoint import builtin_models, locate
 from .components import CLASS_MODEL
-from .errors import BitDanceError
+from .errors import BitDanceError, whole_number
 from .imagenet_pipeline import ImageNetPipeline
 from .layout import find_layout
 from .pipeline import BitDancePipeline
@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
     """The command. Raises BitDanceError before any work for what cannot be, and at the end for prompts that failed."""
     if args.workers is not None and args.ray is None:
         raise BitDanceError("--workers is for --ray: without it, one process draws")
+    if args.workers is not None:
+        whole_number("--workers", args.workers, least=1)
     rows = read_rows(args.prompts, args.layout)
     model, files = outline(args.model, args.tokenizer)
     jobs = [plan(row, args, model) for row in rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,7 @@ class Cluster:
             try:
                 outcome = ray.get(ready)
             except RayTaskError as error:
-                raise error.cause from error  # what ends a run without Ray, too
+                raise (error.cause or error) from error  # what ends a run without Ray, too
             except RayActorError as error:
                 ray.kill(worker)  # it may only be out of reach
                 if job is None:
@@ -120,7 +121,7 @@ def connect(address: str, workers: int | None, device: str | None) -> Iterator[C
         cpus = max(os.cpu_count() or 1, workers or 1)
         settings = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "num_cpus": cpus}
     try:
-        ray.init(
+        joined = ray.init(
             address,
             # every worker runs the driver's code, wherever that lies
             runtime_env={"py_modules": [str(Path(__file__).parent)]},
@@ -143,6 +144,8 @@ def connect(address: str, workers: int | None, device: str | None) -> Iterator[C
         yield Cluster(workers, device, torch.float32 if device == "cpu" else torch.bfloat16, threads)
     finally:
         ray.shutdown()
+        if address == "local":  # 11 MB of logs and code, which Ray leaves behind
+            shutil.rmtree(joined.address_info["session_dir"], ignore_errors=True)
 
 
 def check_reachable(address: str) -> None:

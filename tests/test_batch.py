@@ -266,6 +266,7 @@ GOOD = '{"prompt": "a cat"}'
         (GOOD, ["--layout", "dpg", "--width", "32", "--num-images", 5], "up to four square pictures"),
         (GOOD, ["--num-images", "0"], "num_images must be"),
         (GOOD, ["--workers", "2"], "--workers is for --ray"),
+        (GOOD, ["--workers", "0", "--ray"], "--workers must be a whole number of at least 1"),
         (GOOD, ["--device", "toaster"], "device 'toaster' is not available"),
         (GOOD, ["--model", "/no/model"], "no model at '/no/model'"),
     ],

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from test_batch import batch, check_files, files, manifest, start, wait_for_lines, write_lines
 
@@ -14,9 +15,18 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason=
 PROMPTS = [
     {"prompt": f"a {size} {colour} star on a {ground} background", "seed": 1}
     for size in ("small", "large")
-    for colour in ("red", "white", "green")
+    for colour in ("red", "white")
     for ground in ("blue", "black")
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As each worker has: another order of sums may round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def start_on_ray(prompts, out, mark):
@@ -53,21 +63,21 @@ def test_a_killed_worker_loses_nothing(tmp_path):
     """Two workers; one dies in the middle: every prompt once, every file as one process alone draws it."""
     prompts, out = write_lines(tmp_path / "p.jsonl", *PROMPTS), tmp_path / "out"
     run = start_on_ray(prompts, out, tmp_path)
-    wait_for_lines(out, 3, run)
+    wait_for_lines(out, 2, run)
     kill_who_draws(tmp_path, run)
     stdout, stderr = run.communicate(timeout=120)
     assert run.returncode == 0, stderr
-    assert "12 prompts, 0 of them drawn before" in stdout and len(stderr.splitlines()) == 1, stderr
-    assert sorted(manifest(out)) == [f"{k:05}" for k in range(12)]
+    assert stdout.splitlines()[-1] == f"{out / 'manifest.jsonl'} (8 prompts, 0 of them drawn before)"
+    assert "8/8" in stderr and "Traceback" not in stderr  # Ray itself says on stdout that a worker died
+    assert sorted(manifest(out)) == [f"{k:05}" for k in range(8)]
     check_files(out)
-    alone = start(prompts, "--out", tmp_path / "alone", "--device", "cpu", OMP_NUM_THREADS="1")
-    assert alone.wait(timeout=120) == 0
+    assert batch(prompts, tmp_path / "alone", "--device", "cpu") == 0
     assert files(out) == files(tmp_path / "alone")
     ours, theirs = manifest(out), manifest(tmp_path / "alone")
     assert all({**ours[name], "seconds": 0} == {**theirs[name], "seconds": 0} for name in theirs)
 
 
-def test_a_prompt_that_kills_its_workers_is_given_up(tmp_path, capsys):
+def test_a_prompt_that_kills_its_workers_is_given_up(tmp_path):
     """After three of them; the others are drawn. The next run, without Ray, draws it."""
     rows = [{"prompt": "a red star", "id": "bad"}, {"prompt": "a blue star", "id": "good"}]
     prompts, out = write_lines(tmp_path / "p.jsonl", *rows), tmp_path / "out"
