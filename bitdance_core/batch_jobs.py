@@ -149,7 +149,7 @@ def check_row(row: Row, layout: str) -> None:
     if labels is not None and not (isinstance(labels, list) and all(isinstance(k, int | str) for k in labels)):
         raise row.refuse(f"labels must be a list of classes by name or number, found {labels!r}")
     if (data.get("prompt") is None) == (labels is None):
-        raise row.refuse("'prompt' (or 'labels', of an ImageNet model) is missing; one of the two is needed")
+        raise row.refuse("give either 'prompt' or, of an ImageNet model, 'labels'")
     if data.get("prompt") is not None and not data["prompt"].strip():
         raise row.refuse("the prompt is empty")
 
