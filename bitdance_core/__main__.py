@@ -1,4 +1,4 @@
-"""`python -m bitdance_core generate | reconstruct | convert | download | info`."""
+"""`python -m bitdance_core generate | batch | reconstruct | convert | download | info`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import hub, metrics
+from . import batch, hub, metrics
+from .batch_jobs import LAYOUTS
 from .checkpoint import locate
 from .components import CLASS_MODEL
 from .convert import FORMATS, PRECISIONS, convert
+from .devices import DTYPES
 from .errors import BitDanceError, MissingFileError
 from .flow import SAMPLERS
 from .hub import PUBLISHED
@@ -30,7 +32,6 @@ from .pipeline import BitDancePipeline
 from .tokenizer import BinaryTokenizer, to_images, to_pixels
 
 PICTURE_FORMATS = (".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tiff")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,21 +61,36 @@ def build_parser() -> argparse.ArgumentParser:
     draw.add_argument(
         "-o", "--out", type=Path, default=Path("bitdance.png"), help="picture to write (default: %(default)s)"
     )
-    draw.add_argument(
-        "--model", default="builtin", help="a folder, a file, a hub id or a built-in name (default: %(default)s)"
-    )
-    draw.add_argument("--tokenizer", help="of an ImageNet model (default: the one in its file, or beside it)")
-    draw.add_argument("--negative-prompt", help="what the guidance leads away from")
-    draw.add_argument("--height", type=int, help="pixels (default: the model's own)")
-    draw.add_argument("--width", type=int, help="pixels (default: the model's own)")
-    draw.add_argument("--steps", type=int, help="head steps a patch (default: the model's own)")
-    draw.add_argument("--guidance", type=float, help="1 or less draws without guidance (default: the model's own)")
-    draw.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
-    draw.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     draw.add_argument("--num-images", type=int, default=1, help="drawn together, written as OUT_1, OUT_2, …")
-    draw.add_argument("--allow-untrained-size", action="store_true", help="try a size the model was not trained for")
-    add_device(draw)
+    add_drawing(draw)
     draw.set_defaults(run=generate)
+
+    many = commands.add_parser("batch", help="draw a file of prompts into a folder; the same command again goes on")
+    many.add_argument(
+        "prompts",
+        type=Path,
+        help='JSON lines, {"prompt": "a cat"} and, where wanted, id, negative_prompt, height, width, steps, guidance, '
+        "sampler, seed, num_images (ImageNet: labels); or a folder of .txt files, one prompt each",
+    )
+    many.add_argument("--out", type=Path, required=True, metavar="DIR", help="of several hosts: on a disk they share")
+    many.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default=LAYOUTS[0],
+        help="flat: ID.png; geneval: ID/metadata.jsonl, ID/samples/0000.png, …; dpg: images/ID.png, four in a square "
+        "(default: %(default)s)",
+    )
+    many.add_argument("--num-images", type=int, help="of each prompt, drawn together (default: 1; geneval, dpg: 4)")
+    many.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="draw on a Ray cluster: that of ADDRESS or RAY_ADDRESS, else a new one on this machine",
+    )
+    many.add_argument("--workers", type=int, help="with --ray (default: one for each GPU of the cluster, or one)")
+    add_drawing(many)
+    many.set_defaults(run=batch.run)
 
     again = commands.add_parser("reconstruct", help="encode pictures to bits and decode them again")
     again.add_argument("image", nargs="+", type=Path)
@@ -113,6 +129,23 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("path", nargs="+", help="a path, the files of a set, or a built-in name")
     what.set_defaults(run=info)
     return parser
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """The model, and the settings of a picture."""
+    parser.add_argument(
+        "--model", default="builtin", help="a folder, a file, a hub id or a built-in name (default: %(default)s)"
+    )
+    parser.add_argument("--tokenizer", help="of an ImageNet model (default: the one in its file, or beside it)")
+    parser.add_argument("--negative-prompt", help="what the guidance leads away from")
+    parser.add_argument("--height", type=int, help="pixels (default: the model's own)")
+    parser.add_argument("--width", type=int, help="pixels (default: the model's own)")
+    parser.add_argument("--steps", type=int, help="head steps a patch (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="1 or less draws without guidance (default: the model's own)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--allow-untrained-size", action="store_true", help="try a size the model was not trained for")
+    add_device(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,8 @@ import torch
 
 from .errors import BitDanceError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # as users name them
+
 
 def choose(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     """A device that is there, with its index, and a dtype for it.
