@@ -154,9 +154,9 @@ def make_schedule(sampler: str, num_steps: int, time_shift: float = 1.0, start: 
     return Schedule(sampler, tuple(times), (*lengths.tolist(), 1 - times[-1]))
 
 
-def plan_noise(shape: tuple[int, int, int], draws: int, generator: torch.Generator) -> Tensor:
+def plan_noise(shape: tuple[int, int, int], draws: int, generator: torch.Generator, pin_memory: bool = False) -> Tensor:
     """One patch's noise, float32 [draws, n, P, C] in drawing order, on the generator's device."""
-    noise = torch.empty((draws, *shape), device=generator.device)
+    noise = torch.empty((draws, *shape), device=generator.device, pin_memory=pin_memory)
     for draw in noise:  # one call a draw: the numbers are those of separate draws whatever the shape
         draw.normal_(generator=generator)
     return noise

@@ -67,6 +67,8 @@ def generate(
     context = model.context(branches, num_images, grid, plan[-1] + 1, device, dtype)
     regions = regions if regions is None else regions.to(device)
     finite = torch.ones((), dtype=torch.bool, device=device)
+    # else the host would wait with each patch's noise for all work before it
+    pinned = torch.device(device).type == "cuda" and generator.device.type == "cpu"
     told: tuple[float, ...] = ()  # the times that `time` embeds: most often those of every patch
 
     check_cancelled(cancel)
@@ -74,7 +76,8 @@ def generate(
     read = 0  # patches that the backbone has read
     for i in range(plan[-1] + 1):
         schedule = sampling.schedule_of(i, patches)
-        noise = plan_noise((num_images * (2 if apart[i] else 1), P, C), schedule.noise_draws, generator)
+        shape = num_images * (2 if apart[i] else 1), P, C
+        noise = plan_noise(shape, schedule.noise_draws, generator, pin_memory=pinned)
         if starts[i] == 1:
             continue
         if read < i:  # what lies between the last patch that was read and this one
@@ -93,7 +96,7 @@ def generate(
         cond = model.head.cond_embed(_select(hidden, regions, i, num_images, conditional) + context.positions[i])
 
         held = known and (known[i].repeat(2) if apart[i] else known[i])
-        inputs = noise.to(device), time, cond, *((held.bits, held.until) if held else ())
+        inputs = noise.to(device, non_blocking=pinned), time, cond, *((held.bits, held.until) if held else ())
         if graphs is None:
             sample = flow_of(model.head, schedule, guidance, dtype, cancel)(*inputs)
         else:

@@ -1,0 +1,57 @@
+"""The head's fast path against its plain one."""
+
+import pytest
+import torch
+
+import golden
+from bitdance_core import BitDancePipeline
+from bitdance_core.flow import make_schedule
+from bitdance_core.head import DiffusionHead
+
+MODELS = ("t2i_p16", "t2i_p64", "builtin")
+
+
+def load(name) -> DiffusionHead:
+    if name == "builtin":
+        return BitDancePipeline.from_pretrained("builtin", device="cpu").model.head
+    return golden.load(name).pipe.model.head
+
+
+def inputs(head, rows=2, tokens=16):
+    generator = torch.Generator().manual_seed(0)
+    times = torch.tensor(make_schedule("euler_maruyama", 6).times)
+    cond = torch.randn(rows, tokens, head.config.cond_width, generator=generator)
+    return torch.randn(rows, tokens, head.config.bits, generator=generator), times, cond
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_modulations_of_many_steps_are_those_of_each(name):
+    head = load(name)
+    x_t, times, hidden = inputs(head)
+    time, cond = head.time_embed(times, torch.float32), head.cond_embed(hidden)
+    together = head.modulations(time[:, None, None], cond)
+    for step in range(len(times)):
+        predicted = head.predict(x_t, [part[step] for part in together])
+        torch.testing.assert_close(predicted, head(x_t, time[step], cond), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_bfloat16_is_close(name):
+    head = load(name)
+    x_t, times, hidden = inputs(head)
+    expected = head(x_t, head.time_embed(times[3:4], torch.float32), head.cond_embed(hidden))
+    low = DiffusionHead(head.config, dtype=torch.bfloat16)
+    low.load_state_dict(head.state_dict())
+    dtype = torch.bfloat16
+    found = low(x_t.to(dtype), low.time_embed(times[3:4], dtype), low.cond_embed(hidden.to(dtype))).float()
+    assert (found - expected).norm() < 2e-2 * expected.norm()
+
+
+def test_the_picture_does_not_depend_on_how_many_steps_share_a_pass(monkeypatch):
+    pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
+    whole = pipe.generate("a large red star on a blue background", steps=5, sampler="heun").bits
+    for limit in (1, 10**6):
+        monkeypatch.setattr("bitdance_core.head.MODULATION_BYTES", limit)
+        assert torch.equal(pipe.generate("a large red star on a blue background", steps=5, sampler="heun").bits, whole)
