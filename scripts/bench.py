@@ -36,6 +36,7 @@ from bitdance_core.config import Size
 from bitdance_core.errors import BitDanceError
 from bitdance_core.flow import SAMPLERS, Sampling
 from bitdance_core.generate import generate
+from meters import CoreShortage
 from random_models import CONFIGS, build, count, fill_randomly, make_grid, print_counts, tokenizer_of, with_layers
 from trials import Case, Decode, Run, take_turns, time_decoding
 
@@ -95,7 +96,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     if not args.no_baseline and args.sampler == BASELINE_SAMPLER:
         contenders["baseline"] = Baseline(case.model, case.device).generate
     peaks = roofline.measure_peaks(case.device, case.dtype)
+    waiting = CoreShortage()
     runs, decodes = take_turns(case, contenders, args.runs), []
+    shortage = waiting.read()
     table = drawing_stages(case, runs, Bounds(case, peaks))
     if decoded is not None:
         decodes = time_decoding(case, decoded, args.runs)
@@ -110,6 +113,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "model": case.model.config.family,
         "parameters": count(case.model.config),
         "settings": case.settings() | {"decoded": decoded, "runs": args.runs},
+        "shortage": shortage,
         "peaks": asdict(peaks),
         "stages": [asdict(stage) for stage in table],
         "runs": {name: [asdict(run) for run in those] for name, those in runs.items()},
@@ -233,9 +237,9 @@ class Bounds:
 
     def head(self) -> float:
         """Of a patch; two halves where there are two branches, guided or drawn apart."""
-        rows = self.case.sampling.branches * self.case.batch
-        evaluation = roofline.head_work(self.case.model, rows).seconds(self.peaks)
-        return self.case.evaluations * evaluation + roofline.condition_work(self.case.model, rows).seconds(self.peaks)
+        rows, evaluations = self.case.sampling.branches * self.case.batch, self.case.evaluations
+        prepared = roofline.condition_work(self.case.model, rows, evaluations).seconds(self.peaks)
+        return prepared + evaluations * roofline.head_work(self.case.model, rows).seconds(self.peaks)
 
     def bits(self) -> float:
         count = self.case.grid.num_patches
@@ -279,6 +283,11 @@ def notes(report: dict[str, Any]) -> list[str]:
         )
     if settings["decoded"] not in (None, settings["size"]):
         found.append("the decode is of another size than the picture, and so in no sum")
+    if (report["shortage"] or 0) > 0.1:
+        found.append(
+            f"the machine was busy: for {report['shortage']:.0%} of the time something waited for a core; "
+            "measure again in a quiet moment"
+        )
     if any(row["bound"] and row["ours"] < row["bound"] for row in rows):
         found.append(
             "faster than the roofline: these weights stay in the processor's caches, the bandwidth is that of memory"

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PRESSURE = Path("/proc/pressure/cpu")
 
 Moment = torch.cuda.Event | float
 
@@ -70,3 +71,22 @@ def forget_peak() -> bool:
     except OSError:  # in some containers
         return False
     return True
+
+
+class CoreShortage:
+    """Since it was made, the share of time in which something waited for a core: others were at work (on Linux)."""
+
+    def __init__(self) -> None:
+        self.begin, self.waited = time.perf_counter(), self._waited()
+
+    def read(self) -> float | None:
+        if self.waited is None:
+            return None
+        return (self._waited() - self.waited) / (time.perf_counter() - self.begin)
+
+    def _waited(self) -> float | None:
+        try:
+            some = PRESSURE.read_text().splitlines()[0]  # "some avg10=0.00 ... total=microseconds"
+        except OSError:
+            return None
+        return int(some.rpartition("=")[2]) / 1e6

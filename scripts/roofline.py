@@ -26,8 +26,9 @@ from meters import mark, seconds_between, wait
 BUFFER = {"cuda": 2 << 30, "cpu": 1 << 30}  # bytes, more than any cache holds
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices that are multiplied
 REPEATS = 7
-# parts of the head whose results serve a whole picture, or all evaluations of a patch
-ONCE_A_PICTURE, ONCE_A_PATCH = "time_embed.", "cond_embed."
+# parts of the head that know neither the noised bits nor each other's results, only the times and the condition: so the
+# first can be computed once a picture, and the others once a patch, for all its evaluations in one call
+TIME, CONDITION, MODULATION = "time_embed.", "cond_embed.", ("ada_ln_blocks.", "final_layer.ada_ln_modulation.")
 
 
 @dataclass(frozen=True)
@@ -111,18 +112,20 @@ def read_work(model: BitDance | ImageNetModel, pasts: Sequence[int], images: int
 
 
 def head_work(model: BitDance | ImageNetModel, rows: int) -> Work:
-    """One evaluation for `rows` of a patch each, of what depends on the time or on the noised bits."""
-    head, block = model.head, model.config.tokens_per_patch
-    named = [(n, p) for n, p in head.named_parameters() if not n.startswith((ONCE_A_PICTURE, ONCE_A_PATCH))]
-    work = weights_work([p for _, p in named], rows * block)
-    attention = 4 * head.config.depth * head.config.width * rows * block**2 if head.config.attends else 0
+    """One evaluation for `rows` of a patch each, without what the times and the condition alone decide."""
+    config, block = model.head.config, model.config.tokens_per_patch
+    beforehand = (TIME, CONDITION, *MODULATION)
+    work = weights_work([p for n, p in model.head.named_parameters() if not n.startswith(beforehand)], rows * block)
+    attention = 4 * config.depth * config.width * rows * block**2 if config.attends else 0
     return Work(work.bytes, work.flops + attention)
 
 
-def condition_work(model: BitDance | ImageNetModel, rows: int) -> Work:
-    """What prepares the evaluations of one patch."""
-    parameters = [p for n, p in model.head.named_parameters() if n.startswith(ONCE_A_PATCH)]
-    return weights_work(parameters, rows * model.config.tokens_per_patch)
+def condition_work(model: BitDance | ImageNetModel, rows: int, evaluations: int) -> Work:
+    """What prepares all `evaluations` of one patch: the condition, and from it and each time the modulations."""
+    tokens, named = rows * model.config.tokens_per_patch, list(model.head.named_parameters())
+    condition = weights_work([p for n, p in named if n.startswith(CONDITION)], tokens)
+    modulation = weights_work([p for n, p in named if n.startswith(MODULATION)], tokens * evaluations)
+    return Work(condition.bytes + modulation.bytes, condition.flops + modulation.flops)
 
 
 def decode_work(config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype) -> Work:

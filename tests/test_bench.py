@@ -146,10 +146,14 @@ def test_the_roofline_counts_what_a_call_does(name):
 
     with FlopCounterMode(display=False) as flops:
         model.head(meta(rows, P, config.head.bits), meta(config.head.width), meta(rows, P, config.head.width))
-    evaluation, condition = roofline.head_work(model, rows), roofline.condition_work(model, rows)
+    evaluation, modulation = roofline.head_work(model, rows), roofline.condition_work(model, rows, 1)
+    condition = model.head.cond_embed
     time = sum(p.nbytes for p in model.head.time_embed.parameters())
-    assert evaluation.flops == flops.get_total_flops()
-    assert evaluation.bytes + condition.bytes + time == 2 * counts["head"]
+    asked = 2 * rows * P * condition.weight.numel()  # apart from the evaluation, once a patch
+    assert evaluation.flops + modulation.flops - asked == flops.get_total_flops()
+    assert evaluation.bytes + modulation.bytes + time == 2 * counts["head"]
+    more = roofline.condition_work(model, rows, 3)
+    assert more.bytes == modulation.bytes and more.flops - asked == 3 * (modulation.flops - asked)
 
 
 def test_a_prefill_sees_back_and_its_last_block_everything():
