@@ -24,6 +24,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """
     if flash_attention_fits(q, mask):
         return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    if q.shape[1] == k.shape[1]:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # heads that share keys stand as more queries of one head: so every kernel takes them, with a mask and without
     groups = q.shape[1] // k.shape[1]
     if mask is not None and mask.shape[-2] > 1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -158,3 +160,12 @@ class DiffusionHead(nn.Module):
             x = block(x, modulations[index // blocks_each])
         x = self.final_layer(x, modulations[-1])
         return 2 * torch.sigmoid(x) - 1 if self.config.squashes else x
+
+
+def compiled(head: DiffusionHead, **options: Any) -> DiffusionHead:
+    """The same head on the same weights, its steps compiled by torch.compile, which takes the options: norms,
+    modulations and gates become few kernels. The first picture of a shape waits for the compiler.
+    """
+    other = copy.copy(head)
+    other.predict = torch.compile(head.predict, **options)
+    return other

@@ -17,6 +17,7 @@ from .editing import make_edit
 from .errors import BitDanceError, Cancel, whole_number
 from .flow import Sampling
 from .generate import Callback
+from .head import compiled
 from .imagenet import ImageNetModel
 from .imagenet_classes import class_index
 from .imagenet_config import ImageNetConfig
@@ -53,11 +54,12 @@ class ImageNetPipeline:
         dtype: torch.dtype | None = None,
         attend: AttentionFn = attention,
         cuda_graphs: bool = False,
+        compile_head: bool = False,
     ) -> ImageNetPipeline:
         """Load a model from its file (.pt or .safetensors) and its binary tokenizer, by default the one in the file or
         beside it.
 
-        Device, dtype and `cuda_graphs` as for `BitDancePipeline`. Raises BitDanceError, which names the file and what
+        All else is as for `BitDancePipeline`. Raises BitDanceError, which names the file and what
         is wrong.
         """
         device, dtype = devices.choose(device, dtype)
@@ -67,6 +69,8 @@ class ImageNetPipeline:
         autoencoder = BinaryAutoencoder(checkpoint.autoencoder_config, device="meta").eval()
         parts = [(model, checkpoint.backbone), (autoencoder, checkpoint.autoencoder)]
         load_weights(parts, device, dtype)
+        if compile_head:
+            model.head = compiled(model.head)
         return cls(model, BinaryTokenizer(autoencoder, device, dtype), device, dtype, cuda_graphs)
 
     @property

@@ -20,6 +20,7 @@ from .errors import BitDanceError, Cancel, check_cancelled, whole_number
 from .flow import Sampling
 from .generate import Callback, generate
 from .graphs import HeadGraphs
+from .head import compiled
 from .imagenet import ImageNetModel
 from .model import BitDance
 from .patches import Grid
@@ -66,14 +67,15 @@ class BitDancePipeline:
         local_files_only: bool = False,
         attend: AttentionFn = attention,
         cuda_graphs: bool = False,
+        compile_head: bool = False,
     ) -> BitDancePipeline:
         """Load a model from a folder (official, diffusers, or with single files), a file, a set of files with their
         tokenizer.json, a hub id (downloaded unless `local_files_only`) or a built-in name.
 
         Without a device: the GPU if there is one. Without a dtype: bfloat16 on a GPU, float32 on the CPU. The embedding
-        table stays in system memory. `cuda_graphs` records the head's loop: faster where launching its kernels takes
-        longer than they do; not measured yet. Raises BitDanceError (a ValueError), which names the file and what is
-        wrong.
+        table stays in system memory. `compile_head` hands the head to torch.compile, which pays for many pictures;
+        `cuda_graphs` records its loop, for where launching kernels takes longer than they do (not measured yet).
+        Raises BitDanceError (a ValueError), which names the file and what is wrong.
         """
         device, dtype = devices.choose(device, dtype)
         devices.check_graphs(device, cuda_graphs)
@@ -87,6 +89,8 @@ class BitDancePipeline:
             (autoencoder, checkpoint.autoencoder),
         ]
         load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
+        if compile_head:
+            model.head = compiled(model.head)
         return cls(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, device, dtype, cuda_graphs)
 
     @property

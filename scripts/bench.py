@@ -1,18 +1,23 @@
 """How long models of the published sizes take, with random weights: nothing is downloaded.
 
-python3 scripts/bench.py --random imagenet-b-1x      # seconds for each part of drawing, and peak memory
+python3 scripts/bench.py --random builtin            # seconds and memory, beside a plain baseline and the roofline
 python3 scripts/bench.py --count                     # the parameters of every model beside the published figures
+
+The baseline (baseline.py) draws as the official pipeline does, with the same weights; its runs take turns with ours.
+The bound (roofline.py) is what must be read and computed, over what this machine was just seen to read and compute.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 try:
     import torch
@@ -20,45 +25,32 @@ except ImportError:  # outside the environment that the demo and the tests run i
     from environment import ensure_all, run
 
     sys.exit(run(ensure_all()[0], __file__, *sys.argv[1:]))
-from torch import nn
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import hardware
+import roofline
+from baseline import SAMPLER as BASELINE_SAMPLER
+from baseline import Baseline
 from bitdance_core import devices
 from bitdance_core.__main__ import DTYPES
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.checkpoint import ASSETS, read_checkpoint
-from bitdance_core.config import AE_D16C32, PUBLISHED, BitDanceConfig
-from bitdance_core.errors import Cancelled
+from bitdance_core.config import Size
+from bitdance_core.errors import BitDanceError
 from bitdance_core.flow import SAMPLERS, Sampling
 from bitdance_core.generate import generate
-from bitdance_core.imagenet import ImageNetModel
-from bitdance_core.imagenet_config import IMAGENET, ImageNetConfig
-from bitdance_core.model import BitDance
-from bitdance_core.patches import Grid
-
-Config = BitDanceConfig | ImageNetConfig
-Model = BitDance | ImageNetModel
-
-CONFIGS = {
-    **IMAGENET,
-    **{config.family: config for config in PUBLISHED},
-    "builtin": read_checkpoint(ASSETS / "builtin").config,
-}
-# stays in system memory: a picture needs a few of its rows
-TABLES = ("embed_tokens.weight", "cls_embedding.weight")
-# as the authors' README rounds them (SPEC.md section 1 for the 14B models)
-PUBLISHED_COUNTS = {
-    "imagenet-b-1x": {"model": 242e6},
-    "imagenet-b-4x": {"model": 260e6},
-    "imagenet-b-16x": {"model": 260e6},
-    "imagenet-l-1x": {"model": 527e6},
-    "imagenet-h-1x": {"model": 1.0e9},
-} | dict.fromkeys(
-    (config.family for config in PUBLISHED),
-    {"transformer": 13.2e9, "table": 0.78e9, "head": 1.76e9, "tokenizer": 0.46e9},
+from bitdance_core.graphs import HeadGraphs
+from bitdance_core.head import compiled
+from meters import CoreShortage
+from random_models import (
+    CONFIGS,
+    Model,
+    build,
+    count,
+    fill_randomly,
+    make_grid,
+    print_counts,
+    tokenizer_of,
+    with_layers,
 )
-PROMPT_TOKENS, TEMPLATE_TOKENS = 40, 4  # of a prompt of some 30 words in its template, and of the unconditional text
+from trials import Case, Decode, Run, take_turns, time_decoding
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,190 +58,283 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--random", choices=CONFIGS, metavar="NAME", help=", ".join(CONFIGS))
     what.add_argument("--count", action="store_true", help="only print the parameters of all models")
-    parser.add_argument("--layers", type=int, help="of the transformer, where all of them do not fit")
+    one = at_least(1)
+    parser.add_argument("--layers", type=one, help="of the transformer, where all of them do not fit")
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
-    parser.add_argument("--batch", type=int, default=1, help="pictures drawn at once (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="head steps a patch (default: the model's own)")
+    parser.add_argument("--batch", type=one, default=1, help="pictures drawn at once (default: %(default)s)")
+    parser.add_argument("--steps", type=one, help="head steps a patch (default: the model's own)")
     parser.add_argument("--guidance", type=float, help="1: without an unconditional branch (default: the model's own)")
     parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
-    parser.add_argument("--patches", type=int, default=4, help="to draw, from 2 on (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="after one that is not counted (default: %(default)s)")
+    parser.add_argument("--patches", type=at_least(2), default=4, help="to draw, from 2 on (default: %(default)s)")
+    parser.add_argument("--runs", type=one, default=3, help="after one that is not counted (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="our head compiled by torch.compile")
+    parser.add_argument("--graphs", action="store_true", help="our head's loop as a CUDA graph")
+    parser.add_argument("--no-baseline", action="store_true", help="only our own")
+    decode = parser.add_mutually_exclusive_group()
+    decode.add_argument("--no-decode", action="store_true", help="without the binary tokenizer")
+    decode.add_argument("--decode-side", type=one, metavar="PIXELS", help="decode a square, not the whole picture")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, every run, medians and bounds there")
     args = parser.parse_args(argv)
-    if args.patches < 2 or args.runs < 1 or (args.layers or 1) < 1:
-        parser.error("--patches must be at least 2, --runs and --layers at least 1")
     if args.count:
         print_counts(CONFIGS.values())
         print("\nin brackets: the published figures; lm_head, which drawing does not use, is in none of these")
-    else:
-        bench(args)
+        return
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {args.json.absolute().parent}")
+    try:
+        with torch.inference_mode():
+            report = bench(args)
+    except BitDanceError as error:
+        parser.error(str(error))
+    print_report(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def bench(args: argparse.Namespace) -> None:
+def at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, found {text!r}")
+        return int(text)
+
+    return parse
+
+
+def graphed(model: Model) -> Callable:
+    """`generate` with the head's loop as a CUDA graph, recorded anew for each picture."""
+
+    def draw(*args, **options):
+        return generate(model, *args, **options, graphs=HeadGraphs())
+
+    return draw
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything measured, as JSON has it: in bytes and seconds."""
+    case, decoded = choose_case(args), decoded_size(args)
+    torch.manual_seed(0)
+    fill_randomly(case.model, case.device, case.dtype)
+    devices.check_graphs(case.device, args.graphs)
+    if args.compile:
+        case.model.head = compiled(case.model.head)
+    ours = graphed(case.model) if args.graphs else partial(generate, case.model)
+    contenders: dict[str, Callable] = {"ours": ours}
+    if not args.no_baseline and args.sampler == BASELINE_SAMPLER:
+        contenders["baseline"] = Baseline(case.model, case.device).generate
+    peaks = roofline.measure_peaks(case.device, case.dtype)
+    waiting = CoreShortage()
+    runs, decodes = take_turns(case, contenders, args.runs), []
+    shortage = waiting.read()
+    table = drawing_stages(case, runs, Bounds(case, peaks))
+    if decoded is not None:
+        decodes = time_decoding(case, decoded, args.runs)
+        table += decode_stages(case, table[-1], decodes, decoded, peaks)
+    table += memory_stages(runs, decodes)
+    return {
+        "hardware": hardware.describe(),
+        "torch": torch.__version__,
+        "device": str(case.device),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads() if case.device.type == "cpu" else None,
+        "model": case.model.config.family,
+        "parameters": count(case.model.config),
+        "settings": case.settings()
+        | {"decoded": decoded, "runs": args.runs, "compiled": args.compile, "graphs": args.graphs},
+        "shortage": shortage,
+        "peaks": asdict(peaks),
+        "stages": [asdict(stage) for stage in table],
+        "runs": {name: [asdict(run) for run in those] for name, those in runs.items()},
+        "decodes": [asdict(decode) for decode in decodes],
+    }
+
+
+def choose_case(args: argparse.Namespace) -> Case:
+    """What the arguments ask for, with a model that has no weights yet."""
     device, dtype = devices.choose(args.device, DTYPES.get(args.dtype))
     config = CONFIGS[args.random] if args.layers is None else with_layers(CONFIGS[args.random], args.layers)
-    defaults = config.defaults
-    sampling = Sampling(
-        args.sampler,
-        args.steps or defaults.steps,
-        defaults.guidance if args.guidance is None else args.guidance,
-        config.head.time_shift,
-        schedule=defaults.schedule,
-    )
-    model = build(config).eval()
-    fill_randomly(model, device, dtype)
-    grid = make_grid(config)
+    defaults, grid = config.defaults, make_grid(config)
+    steps = defaults.steps if args.steps is None else args.steps
+    guidance = defaults.guidance if args.guidance is None else args.guidance
+    sampling = Sampling(args.sampler, steps, guidance, config.head.time_shift, schedule=defaults.schedule)
     patches = min(args.patches, grid.num_patches)
-    with torch.inference_mode():
-        runs = [draw(model, grid, sampling, args.batch, patches, device, dtype) for _ in range(args.runs + 1)][1:]
-
-    height, width = defaults.default_size
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    print(f"{hardware.describe()}; on {device}{threads}, {str(dtype).removeprefix('torch.')}")
-    print(
-        f"{config.family}: {height}x{width} (height x width), batch {args.batch}, {sampling.steps} steps of "
-        f"{sampling.sampler}, guidance {sampling.guidance:g}\n"
-    )
-    print_counts([config])
-    prefill = median(run.prefill for run in runs)
-    backbone = median(seconds for run in runs for seconds in run.backbone)
-    head = median(seconds for run in runs for seconds in run.head)
-    whole = prefill + grid.num_patches * head + (grid.num_patches - 1) * backbone
-    evaluations = sampling.schedule_of(0, grid.num_patches).evaluations
-    print(f"\n| {args.runs} runs of {patches} patches | median |\n| --- | --- |")
-    print(f"| prefill | {prefill:.4f} s |")
-    print(f"| backbone, a patch | {1e3 * backbone:.2f} ms |")
-    print(f"| head, a patch | {1e3 * head:.2f} ms: {evaluations} evaluations of {1e3 * head / evaluations:.2f} ms |")
-    print(f"| the bits of all {grid.num_patches} patches, by these figures | {whole:.2f} s |")
-    print(f"| peak memory | {peak_memory(device)} |")
+    return Case(build(config).eval(), grid, sampling, args.batch, patches, device, dtype)
 
 
-def with_layers(config: Config, layers: int) -> Config:
-    family = f"{config.family} with {layers} layers"
-    if isinstance(config, ImageNetConfig):
-        return replace(config, family=family, num_layers=layers)
-    return replace(config, family=family, backbone=replace(config.backbone, num_layers=layers))
-
-
-def build(config: Config) -> Model:
-    """On the meta device: shapes without weights."""
-    return (ImageNetModel if isinstance(config, ImageNetConfig) else BitDance)(config, device="meta")
-
-
-def make_grid(config: Config) -> Grid:
-    downscale = config.downscale if isinstance(config, ImageNetConfig) else config.autoencoder.downscale
-    height, width = config.defaults.default_size
-    return Grid(height // downscale, width // downscale, config.patch_size)
-
-
-def fill_randomly(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Weights of a size that keeps features near 1; tables of words and classes lie in system memory, as they do."""
-    for name, parameter in list(model.named_parameters()):
-        place = torch.device("cpu") if name.endswith(TABLES) else device
-        weight = torch.empty(parameter.shape, device=place, dtype=dtype)
-        if weight.ndim > 1:
-            bound = (3 / weight[0].numel()) ** 0.5
-            weight.uniform_(-bound, bound)
-        else:
-            weight.fill_(0 if name.endswith("bias") else 1)
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+def decoded_size(args: argparse.Namespace) -> Size | None:
+    """(height, width) in pixels of what the tokenizer decodes."""
+    config, side = CONFIGS[args.random], args.decode_side
+    if args.no_decode:
+        return None
+    if side is None:
+        return config.defaults.default_size
+    step = tokenizer_of(config).downscale
+    if side % step:
+        raise BitDanceError(f"--decode-side must be a multiple of {step} pixels, found {side}")
+    return side, side
 
 
 @dataclass(frozen=True)
-class Run:
-    """Seconds: of the prefill, of the backbone for each patch but the first, and of the head for each."""
+class Stage:
+    """A row of the table: medians in seconds, or bytes. None: not measured, or nothing to compare with."""
 
-    prefill: float
-    backbone: list[float]
-    head: list[float]
-
-
-def draw(
-    model: Model, grid: Grid, sampling: Sampling, batch: int, patches: int, device: torch.device, dtype: torch.dtype
-) -> Run:
-    """Draw the first `patches`, timed at the moments when `generate` asks whether to go on, before each network call.
-
-    What lies between two calls counts to the first of them.
-    """
-    marks: list[list] = [[]]  # for each patch, one where each network call begins, and one where the patch is done
-
-    def cancel() -> bool:
-        marks[-1].append(mark(device))
-        return len(marks) > patches
-
-    def drawn(*_) -> None:
-        marks[-1].append(mark(device))
-        marks.append([])
-
-    generator = torch.Generator().manual_seed(0)
-    branches = branches_of(model.config, sampling, batch)
-    try:
-        generate(model, branches, grid, sampling, batch, generator, device, dtype, drawn, cancel)
-    except Cancelled:
-        pass
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    first, *others = [seconds_between(times[0], times[1]) for times in marks[:patches]]
-    return Run(first, others, [seconds_between(times[1], times[-1]) for times in marks[:patches]])
+    name: str
+    ours: float
+    baseline: float | None = None
+    bound: float | None = None
+    unit: str = "seconds"
 
 
-def branches_of(config: Config, sampling: Sampling, batch: int) -> list[list[int]]:
-    """What `context` takes: classes, or token ids of which only the count matters."""
-    if isinstance(config, ImageNetConfig):
-        return [[207] * batch, [config.null_class] * batch][: sampling.branches]
-    opening = 2 + config.tokens_per_patch  # vision_start, two sides, and the queries
-    return [[0] * (PROMPT_TOKENS + opening), [0] * (TEMPLATE_TOKENS + opening)][: sampling.branches]
+def drawing_stages(case: Case, runs: dict[str, list[Run]], bounds: Bounds) -> list[Stage]:
+    def row(name: str, of: Callable[[list[Run]], float], bound: float) -> Stage:
+        return Stage(name, of(runs["ours"]), of(runs["baseline"]) if "baseline" in runs else None, bound)
+
+    def all_bits(those: list[Run]) -> float:
+        if case.is_whole:
+            return median(run.whole for run in those)
+        reads = count - (those is runs["ours"])  # the baseline reads the last patch too
+        return prefill(those) + count * each(those, "head") + reads * each(those, "backbone")
+
+    def prefill(those: list[Run]) -> float:
+        return median(run.prefill for run in those)
+
+    def each(those: list[Run], part: str) -> float:
+        return median(seconds for run in those for seconds in getattr(run, part))
+
+    count = case.grid.num_patches
+    how = "measured" if case.is_whole else f"by the medians of {case.patches}"
+    read = median(map(bounds.read, range(1, case.patches)))
+    return [
+        row("prefill", prefill, bounds.prefill()),
+        row("backbone, a patch", lambda those: each(those, "backbone"), read),
+        row(f"head, a patch: {case.evaluations} evaluations", lambda those: each(those, "head"), bounds.head()),
+        row(f"bits of all {count} patches, {how}", all_bits, bounds.bits()),
+    ]
 
 
-def mark(device: torch.device) -> torch.cuda.Event | float:
-    """A moment, of the GPU's work where there is one: waiting for it would slow down what is measured."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+def decode_stages(case: Case, bits: Stage, decodes: list[Decode], size: Size, peaks: roofline.Peaks) -> list[Stage]:
+    """The baseline decodes as we do: the official pipeline has the same network."""
+    config = tokenizer_of(case.model.config)
+    tokens = [side // config.downscale for side in size]
+    bound = roofline.decode_work(config, *tokens, case.dtype).seconds(peaks)
+    seconds = median(decode.seconds for decode in decodes)
+    decode = Stage(f"decode, {size[0]}x{size[1]}", seconds, bits.baseline and seconds, bound)
+    if size != case.size:
+        return [decode]
+    sums = [
+        value and value + case.batch * more
+        for value, more in ((bits.ours, seconds), (bits.baseline, seconds), (bits.bound, bound))
+    ]
+    return [decode, Stage("bits and decode", *sums)]
 
 
-def seconds_between(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+def memory_stages(runs: dict[str, list[Run]], decodes: list[Decode]) -> list[Stage]:
+    """At the peak, all that this process (on a GPU: its tensors) holds, and what of it was not there before the run."""
+
+    def peak(those: list[Run] | list[Decode]) -> float:
+        return median(run.memory_peak for run in those)
+
+    def above(those: list[Run] | list[Decode]) -> float:
+        return median(run.memory_peak - run.memory_before for run in those)
+
+    if runs["ours"][0].memory_peak is None:
+        return []
+    rows = [
+        Stage("memory at its peak", *map(peak, runs.values()), unit="bytes"),
+        Stage("memory above the start, bits", *map(above, runs.values()), unit="bytes"),
+    ]
+    return rows + ([Stage("memory above the start, decode", above(decodes), unit="bytes")] if decodes else [])
 
 
-def peak_memory(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU, without the table"
-    status = Path("/proc/self/status")
-    if device.type != "cpu" or not status.is_file():
-        return "not known here"
-    kilobytes = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]
-    return f"{int(kilobytes) / 2**20:.2f} GiB, of this process"
+class Bounds:
+    """Seconds that the machine needs at least, for all rows (branches x pictures) of a case."""
+
+    def __init__(self, case: Case, peaks: roofline.Peaks) -> None:
+        self.case = case
+        self.peaks = peaks
+        self.lengths = [length for length in case.lengths for _ in range(case.batch)]
+        self.block = case.grid.tokens_per_patch
+
+    def prefill(self) -> float:
+        return roofline.prefill_work(self.case.model, self.lengths, self.block).seconds(self.peaks)
+
+    def read(self, patch: int) -> float:
+        """Of what was drawn before `patch`, by the backbone."""
+        pasts = [length + (patch - 1) * self.block for length in self.lengths]
+        return roofline.read_work(self.case.model, pasts, self.case.batch, self.block).seconds(self.peaks)
+
+    def head(self) -> float:
+        """Of a patch; two halves where there are two branches, guided or drawn apart."""
+        rows, evaluations = self.case.sampling.branches * self.case.batch, self.case.evaluations
+        prepared = roofline.condition_work(self.case.model, rows, evaluations).seconds(self.peaks)
+        return prepared + evaluations * roofline.head_work(self.case.model, rows).seconds(self.peaks)
+
+    def bits(self) -> float:
+        count = self.case.grid.num_patches
+        return self.prefill() + count * self.head() + sum(map(self.read, range(1, count)))
 
 
-def count(config: Config) -> dict[str, int]:
-    """Parameters by part; "model" is all but the tokenizer. lm_head, which drawing does not use, is not built."""
-    model, autoencoder = build(config), AE_D16C32 if isinstance(config, ImageNetConfig) else config.autoencoder
+def print_report(report: dict[str, Any]) -> None:
+    settings, peaks, rows = report["settings"], report["peaks"], report["stages"]
+    height, width = settings["size"]
+    threads = f", {report['threads']} threads" if report["threads"] else ""
+    print(f"{report['hardware']}; on {report['device']}{threads}, {report['dtype']}")
+    print(
+        f"{report['model']}, {report['parameters']['model'] / 1e6:,.1f} M parameters: {height}x{width} pixels, "
+        f"batch {settings['batch']}, {settings['steps']} steps of {settings['sampler']}, "
+        f"guidance {settings['guidance']:g}; medians of {settings['runs']} runs\n"
+    )
+    print("| | ours | eager baseline | baseline / ours | roofline | ours / roofline |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        show = size_text if row["unit"] == "bytes" else time_text
+        ours, baseline, bound = row["ours"], row["baseline"], row["bound"]
+        cells = show(ours), show(baseline), ratio_text(baseline, ours), show(bound), ratio_text(ours, bound)
+        print(f"| {row['name']} | {' | '.join(cells)} |")
+    to_device = f", {peaks['to_device'] / 1e9:.1f} GB/s to the GPU" if peaks["to_device"] else ""
+    print(
+        f"\nroofline: {peaks['bandwidth'] / 1e9:.1f} GB/s from memory{to_device}, "
+        f"{peaks['matmul'] / 1e12:,.2f} TFLOP/s of matrix products in {report['dtype']}, measured before the runs"
+    )
+    for note in notes(report):
+        print(note)
 
-    def size(module: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
 
-    table = sum(parameter.numel() for name, parameter in model.named_parameters() if name.endswith(TABLES))
-    projector = size(model.proj_in if isinstance(config, ImageNetConfig) else model.projector)
-    parts = {"table": table, "projector": projector, "head": size(model.head), "model": size(model)}
-    rest = parts["model"] - table - projector - parts["head"]
-    return {"transformer": rest, **parts, "tokenizer": size(BinaryAutoencoder(autoencoder, device="meta"))}
-
-
-def print_counts(configs: Iterable[Config]) -> None:
-    """A table in millions; in brackets the published figure, where there is one."""
-    for row, config in enumerate(configs):
-        counts, published = count(config), PUBLISHED_COUNTS.get(config.family, {})
-        if not row:
-            print(f"| parameters | {' | '.join(counts)} |\n| --- |{' --- |' * len(counts)}")
-        cells = (
-            f"{number / 1e6:,.1f} M" + (f" ({published[part] / 1e6:,.0f} M)" if part in published else "")
-            for part, number in counts.items()
+def notes(report: dict[str, Any]) -> list[str]:
+    """What a reader of the table could get wrong."""
+    settings, rows, found = report["settings"], report["stages"], []
+    if "baseline" not in report["runs"] and settings["sampler"] != BASELINE_SAMPLER:
+        found.append(f"no baseline: the official pipeline has no sampler but {BASELINE_SAMPLER}")
+    if settings["drawn"] < settings["patches"]:
+        found.append(
+            "the backbone was measured on the first patches; later ones read a longer past, as their bound says"
         )
-        print(f"| {config.family} | {' | '.join(cells)} |")
+    if settings["decoded"] not in (None, settings["size"]):
+        found.append("the decode is of another size than the picture, and so in no sum")
+    if (report["shortage"] or 0) > 0.1:
+        found.append(
+            f"the machine was busy: for {report['shortage']:.0%} of the time something waited for a core; "
+            "measure again in a quiet moment"
+        )
+    if any(row["bound"] and row["ours"] < row["bound"] for row in rows):
+        found.append(
+            "faster than the roofline: these weights stay in the processor's caches, the bandwidth is that of memory"
+        )
+    return found
+
+
+def time_text(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def size_text(count: float | None) -> str:
+    return "-" if count is None else f"{count / 2**20:,.0f} MiB"
+
+
+def ratio_text(a: float | None, b: float | None) -> str:
+    return f"{a / b:.2f}" if a is not None and b else "-"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ...bitdance_core.editing import Edit, make_edit
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.flow import Sampling
 from ...bitdance_core.generate import count_evaluations, generate
+from ...bitdance_core.head import compiled as compiled_head
 from ...bitdance_core.memory import drawing_bytes
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.pipeline import make_grid
@@ -177,9 +178,7 @@ def compiled(model):
     options = model.model_options.get("torch_compile_kwargs")
     if options is None:
         return network
-    # the same parts, in objects of their own: the model keeps its head as it is
-    head = copy.copy(network.head)
-    head.predict = torch.compile(network.head.predict, **options)
+    # the same parts, in an object of its own: the model keeps its head as it is
     other = copy.copy(network)
-    other.__dict__["head"] = head
+    other.__dict__["head"] = compiled_head(network.head, **options)
     return other
