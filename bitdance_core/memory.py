@@ -36,14 +36,15 @@ def drawing_bytes(
     tokens = rows * longest
     queries = backbone.num_heads * backbone.head_dim
     # alive at once inside a layer: the residual stream and its norm, and either the widths of SwiGLU (three, or with
-    # packed weights four) or queries, keys and values with their rotated copies; beside a class-conditional model's
-    # narrower layers, the embeddings of all that an edit reads at once count too
+    # packed weights four) or queries, keys and values with their rotated copies, or what attention works on; beside a
+    # class-conditional model's narrower layers, the embeddings of all that an edit reads at once count too
     streams, widths = 5 if packed and longest_read > 1 else 3, 4 if packed else 3
-    layer = tokens * size * (streams * width + max(widths * backbone.intermediate_size, 5 * queries))
-    # prefill looks through a mask, which stands once for each group of heads (see attention)
+    thinking = max(widths * backbone.intermediate_size, 5 * queries) * tokens * size
+    # prefill looks through a mask, of which attention makes numbers, once for each group of heads
     keys = capacity if longest_read > 1 else length
     mask = (rows if len(set(branch_lengths)) > 1 else 1) * longest * keys
-    mask *= 1 + (1 + size) * backbone.num_heads // backbone.num_kv_heads
+    looking = 3 * queries * tokens * size + mask * (1 + size) * (backbone.num_heads // backbone.num_kv_heads)
+    layer = streams * width * tokens * size + mask + max(looking, thinking)
     # modulations of several steps, and what they are made of; the residual stream with its norm, SwiGLU's two widths
     at_once = min(steps + 1, steps_at_once(head, rows, P, size))
     modulations = at_once * (head.num_modulations * head.modulations + 2 + 1)
@@ -52,7 +53,7 @@ def drawing_bytes(
     between = rows * size * (length * width + P * (4 * width + head.width + head.bits))
     noise = (steps + 1) * num_images * P * head.bits * 4
     table = (steps + 1) * head.width * size + grid.num_patches * P * width * (4 + size)
-    return cache + max(layer + mask, block) + between + noise + table
+    return cache + max(layer, block) + between + noise + table
 
 
 def encoding_bytes(config: AutoencoderConfig, height: int, width: int, itemsize: int) -> int:

@@ -6,7 +6,7 @@ import torch
 import golden
 from bitdance_core import BitDancePipeline
 from bitdance_core.flow import make_schedule
-from bitdance_core.head import DiffusionHead
+from bitdance_core.head import DiffusionHead, compiled
 
 MODELS = ("t2i_p16", "t2i_p64", "builtin")
 
@@ -55,3 +55,20 @@ def test_the_picture_does_not_depend_on_how_many_steps_share_a_pass(monkeypatch)
     for limit in (1, 10**6):
         monkeypatch.setattr("bitdance_core.head.MODULATION_BYTES", limit)
         assert torch.equal(pipe.generate("a large red star on a blue background", steps=5, sampler="heun").bits, whole)
+
+
+@torch.no_grad()
+def test_a_compiled_head_is_the_same_and_leaves_the_other_as_it_was():
+    """With the backend that compiles nothing: what matters here is what is compiled, and that weights are shared."""
+    pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
+    expected = pipe.generate("a large red star on a blue background", steps=3).bits
+    head, calls = pipe.model.head, []
+
+    def backend(graph, example_inputs):
+        calls.append(graph)
+        return graph.forward
+
+    pipe.model.head = compiled(head, backend=backend)
+    assert torch.equal(pipe.generate("a large red star on a blue background", steps=3).bits, expected)
+    assert calls and head.predict.__func__ is DiffusionHead.predict
+    assert pipe.model.head.input_proj.weight is head.input_proj.weight

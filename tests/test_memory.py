@@ -198,7 +198,7 @@ def test_the_memory_that_is_asked_for_is_what_drawing_takes(model, height, width
     generator = torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
         generate(host.diffusion_model, branches, grid, sampling, num_images, generator, CPU, torch.float32)
-    assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)
+    assert memory.peak <= estimate <= 1.15 * memory.peak, (memory.peak, estimate)
 
 
 def test_the_memory_of_an_edit_counts_what_is_read_at_once(model):
@@ -214,7 +214,7 @@ def test_the_memory_of_an_edit_counts_what_is_read_at_once(model):
     with PeakMemory() as memory:
         generate(host.diffusion_model, branches, grid, sampling, 1, generator, CPU, torch.float32, edit=edit)
     assert edit.longest_read(grid) == 31
-    assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)
+    assert memory.peak <= estimate <= 1.15 * memory.peak, (memory.peak, estimate)
 
 
 def lora_file(path, style: str, network) -> None:
@@ -326,7 +326,7 @@ def test_the_memory_of_an_imagenet_model(tokens_per_patch, num_images, guidance,
     sampling, generator = Sampling("euler_maruyama", 2, guidance, schedule="linear"), torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
         generate(model, labels, model.grid, sampling, num_images, generator, CPU, torch.float32, edit=edit)
-    assert memory.peak <= estimate <= 1.3 * memory.peak, (memory.peak, estimate)
+    assert memory.peak <= estimate <= 1.15 * memory.peak, (memory.peak, estimate)
 
 
 @pytest.mark.parametrize("key", ["query_token.weight", "pos_for_diff.weight", "cls_embedding.weight"])
