@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -24,10 +23,11 @@ except ImportError:  # outside the environment that the demo and the tests run i
     sys.exit(run(ensure_all()[0], __file__, *sys.argv[1:]))
 import numpy as np
 
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))  # its `nodes` must not hide ComfyUI's
 import hardware
 from bitdance_core import BitDancePipeline
 from bitdance_core.weights import LAYERS
+from in_process import import_pack
 from pictures import Picture, random_picture, read
 
 GROUPS = {
@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6, help="pictures to draw anew (default: %(default)s)")
     parser.add_argument("--meaning", type=int, default=20, help="pictures to read (default: %(default)s)")
     args = parser.parse_args()
-    quantize = import_quantize()
+    import_pack(ensure_comfyui())
+    quantize = importlib.import_module("pack.nodes.adapter.quantize")
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
     columns = [(choice, False) for choice in quantize.choices()] + [("fp8_e4m3fn", True)]
     rng = np.random.default_rng(0)
@@ -119,21 +120,6 @@ def agreement(pipe: BitDancePipeline, pictures: Sequence[Picture], before: Seque
 def meaning(pipe: BitDancePipeline, pictures: Sequence[Picture]) -> int:
     """How many pictures show what their prompts ask for."""
     return sum(read(pipe.generate(p.prompt, seed=seed).images[0]) == p for seed, p in enumerate(pictures))
-
-
-def import_quantize():
-    """The pack's own quantizing, imported as ComfyUI imports a pack, on the CPU."""
-    sys.path.append(str(ensure_comfyui()))
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    sys.modules["pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["pack"])
-    return importlib.import_module("pack.nodes.adapter.quantize")
 
 
 if __name__ == "__main__":

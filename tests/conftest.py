@@ -1,6 +1,5 @@
 import asyncio
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ sys.path += [str(ROOT), str(ROOT / "scripts")]  # appended: the pack's `nodes` m
 from comfyui import Server  # noqa: E402
 from environment import ensure_comfyui  # noqa: E402
 from hub_server import serve  # noqa: E402
+from in_process import import_pack  # noqa: E402
 
 # tests never time: how fast examples come depends on the machine
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -79,16 +79,7 @@ def run(server):
 @pytest.fixture(scope="session")
 def pack_module(comfyui):
     """Our nodes in this process, imported as ComfyUI imports a pack, beside ComfyUI's own modules."""
-    sys.path.append(str(comfyui))
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    sys.modules["pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["pack"])
+    import_pack(comfyui)
     nodes = importlib.import_module("pack.nodes")
     asyncio.run(nodes.BitDanceExtension().on_load())
     return nodes

@@ -1,0 +1,25 @@
+"""Our nodes imported as ComfyUI imports a pack, beside ComfyUI's own modules, in this process and on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from environment import ROOT
+
+
+def import_pack(comfyui: Path) -> ModuleType:
+    """The pack, under the name `pack`; what lies in it is imported as pack.nodes, pack.nodes.adapter.model, …"""
+    sys.path.append(str(comfyui))  # at the end: its `nodes` and `tests` are not ours
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    sys.modules["pack"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["pack"])
+    return sys.modules["pack"]
