@@ -63,7 +63,9 @@ def start(*arguments, **environment):
     command = [sys.executable, "-m", "bitdance_core", "batch", *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    # a shell starts what runs in its background deaf to Ctrl-C, and so would be what the tests start
+    hear = (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if os.name == "posix" else None
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear)
 
 
 def wait_for_lines(out, count, process):

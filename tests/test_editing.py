@@ -32,15 +32,15 @@ def start(pipe):
 def counted(pipe, monkeypatch):
     """Counts of calls: the head's, the backbone's."""
     calls = {"head": 0, "backbone": 0}
-    for name in calls:
+    for name, method in (("head", "predict"), ("backbone", "forward")):
         part = getattr(pipe.model, name)
-        forward = part.forward
+        compute = getattr(part, method)
 
-        def count(*args, name=name, forward=forward, **kwargs):
+        def count(*args, name=name, compute=compute, **kwargs):
             calls[name] += 1
-            return forward(*args, **kwargs)
+            return compute(*args, **kwargs)
 
-        monkeypatch.setattr(part, "forward", count)
+        monkeypatch.setattr(part, method, count)
     return calls
 
 
@@ -224,8 +224,8 @@ def test_every_option_is_exact_where_it_is_neutral(pipe):
 def test_no_guidance_interval_is_no_guidance(pipe, monkeypatch):
     """Outside the interval only half of the rows are computed; an interval that no time lies in is guidance 1."""
     rows = []
-    forward = pipe.model.head.forward
-    monkeypatch.setattr(pipe.model.head, "forward", lambda x, *rest: (rows.append(len(x)), forward(x, *rest))[1])
+    predict = pipe.model.head.predict
+    monkeypatch.setattr(pipe.model.head, "predict", lambda x, *rest: (rows.append(len(x)), predict(x, *rest))[1])
     plain = pipe.generate("a cat", seed=3, guidance=1.0, **SIZE).bits
     rows.clear()
     never = pipe.generate("a cat", seed=3, guidance=5.0, guidance_interval=(0.96, 1.0), **SIZE).bits
