@@ -23,7 +23,9 @@ CHOICES = {
 
 
 def choices() -> list[str]:
-    """Those that this ComfyUI has layers for."""
+    """Those that this ComfyUI has layers for: none where it lacks comfy_kitchen."""
+    if not hasattr(comfy.quant_ops.QuantizedTensor, "from_float"):
+        return []
     return [name for name, (kind, _) in CHOICES.items() if kind in comfy.quant_ops.QUANT_ALGOS]
 
 
