@@ -20,7 +20,8 @@ from PIL import Image
 from .autoencoder import BinaryAutoencoder
 from .checkpoint import locate, read_checkpoint, read_imagenet
 from .components import CLASS_MODEL, Component
-from .errors import BitDanceError, Cancelled, MissingFileError, whole_number
+from .errors import BitDanceError, Cancelled, whole_number
+from .files import read_text
 from .flow import SAMPLERS
 from .imagenet import ImageNetModel
 from .imagenet_classes import parse_classes
@@ -96,14 +97,7 @@ def read_rows(source: Path, layout: str) -> list[Row]:
 
 
 def read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is missing") from error
-    except OSError as error:
-        raise BitDanceError(f"{path} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise BitDanceError(f"{path} is not text in UTF-8 ({error})") from error
+    return read_text(path).removeprefix("\ufeff")  # which editors on Windows put in front
 
 
 def parse(line: str, where: str) -> dict[str, Any]:

@@ -33,17 +33,17 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_text(path: Path) -> str:
-    """The text of a file beside a model's weights."""
+    """The text of a file, in UTF-8."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise BitDanceError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which no file of a model is")
+            raise BitDanceError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which is not read as text")
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is missing") from error
     except OSError as error:
         raise BitDanceError(f"{path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise BitDanceError(f"{path} is not text in UTF-8 ({error}); download it again") from error
+        raise BitDanceError(f"{path} is not text in UTF-8 ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
