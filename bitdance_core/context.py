@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .kv_cache import KVCache
+from .graphs import Graphs
+from .kv_cache import KVCache, PlacedCache
 from .patches import Grid
-from .transformer import all_rows, rope_tables
+from .transformer import Rope, all_rows, rope_tables
 
 if TYPE_CHECKING:  # the models make these
     from .imagenet import ImageNetModel
@@ -41,8 +42,12 @@ class Context(ABC):
         """Embeddings [n, k * P, D] of patches [n, k, P, C], the grid's from `first` on."""
 
     @abstractmethod
-    def network(self, embeddings: Tensor, mask: Tensor | None, first: int | None) -> Tensor:
-        """Hidden states of embeddings, which join the memory; `first` as in `embed`, None: no patch's."""
+    def places(self, count: int, first: int | None) -> tuple[Tensor, ...]:
+        """Where the next `count` tokens are, as the network takes it; `first` as in `embed`, None: in no patch."""
+
+    @abstractmethod
+    def network(self, embeddings: Tensor, mask: Tensor | None, cache: KVCache | PlacedCache, *places: Tensor) -> Tensor:
+        """Hidden states of embeddings, which join the cache."""
 
     def prefill(self) -> Tensor:
         """Read everything but the opening causally, then that; hidden states [rows, P, D]."""
@@ -54,16 +59,23 @@ class Context(ABC):
                 # padding looks at itself alone: nobody reads it, but a row of attention without any key would be NaN
                 itself = torch.eye(len(steps), dtype=torch.bool, device=steps.device)
                 mask = (mask & (steps >= self.padding)[:, None] | itself)[:, None]
-            self.network(prefix, mask, None)
+            self.network(prefix, mask, self.cache, *self.places(len(steps), None))
         return self._read(self.embeddings[:, -self.block :], None)
 
-    def read(self, patches: Tensor, first: int) -> Tensor:
+    def read(self, patches: Tensor, first: int, graphs: Graphs | None = None) -> Tensor:
         """Read patches [n, k, P, C], the grid's from `first` on, in one pass; hidden states of the last [rows, P, D].
 
-        n is the count of rows, or of images where all branches read the same.
+        n is the count of rows, or of images where all branches read the same. With `graphs` the reading of one patch is
+        a CUDA graph, and its result is good until the next patch is read.
         """
         embeddings = self.embed(patches, first)
-        return self._read(embeddings.repeat(len(self.embeddings) // len(embeddings), 1, 1), first)
+        embeddings = embeddings.repeat(len(self.embeddings) // len(embeddings), 1, 1)
+        if graphs is None or embeddings.shape[1] > self.block:
+            return self._read(embeddings, first)
+        inputs = embeddings, *self._whole_memory(), *self.places(self.block, first)
+        hidden = graphs.run("language model", self._read_placed, inputs)
+        self.cache.advance(self.block)
+        return hidden
 
     def _read(self, embeddings: Tensor, first: int | None) -> Tensor:
         """Each block sees the past, the blocks before it and, in both directions, itself."""
@@ -76,7 +88,20 @@ class Context(ABC):
             if self.padding is not None:
                 mask = mask & (keys >= self.padding)[:, None]
             mask = mask[:, None]
-        return self.network(embeddings, mask, first)[:, -self.block :]
+        return self.network(embeddings, mask, self.cache, *self.places(count, first))[:, -self.block :]
+
+    def _whole_memory(self) -> tuple[Tensor, Tensor]:
+        """What the next block sees of all that the cache can hold [rows or 1, 1, 1, capacity], and where in it the
+        block is [P].
+        """
+        past, keys = self.cache.length, torch.arange(self.cache.capacity, device=self.embeddings.device)
+        mask = (keys < past + self.block)[None]
+        if self.padding is not None:
+            mask = mask & (keys >= self.padding)
+        return mask[:, None, None], keys[past : past + self.block]
+
+    def _read_placed(self, embeddings: Tensor, mask: Tensor, at: Tensor, *places: Tensor) -> Tensor:
+        return self.network(embeddings, mask, self.cache.at(at), *places)
 
 
 class TextContext(Context):
@@ -111,11 +136,12 @@ class TextContext(Context):
     def embed(self, patches: Tensor, first: int) -> Tensor:
         return (self.model.projector(patches) + self.positions[first : first + patches.shape[1]]).flatten(1, 2)
 
-    def network(self, embeddings: Tensor, mask: Tensor | None, first: int | None) -> Tensor:
-        start = self.cache.length
-        steps = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
-        steps = steps[None] if self.padding is None else (steps - self.padding).clamp_min(0)
-        return self.model.backbone(embeddings, steps, mask, self.cache)
+    def places(self, count: int, first: int | None) -> tuple[Tensor]:
+        steps = torch.arange(self.cache.length, self.cache.length + count, device=self.embeddings.device)
+        return (steps[None] if self.padding is None else (steps - self.padding).clamp_min(0),)
+
+    def network(self, embeddings: Tensor, mask: Tensor | None, cache: KVCache | PlacedCache, *places: Tensor) -> Tensor:
+        return self.model.backbone(embeddings, *places, mask, cache)
 
 
 class ClassContext(Context):
@@ -149,12 +175,12 @@ class ClassContext(Context):
     def embed(self, patches: Tensor, first: int) -> Tensor:
         return self.model.proj_in(patches).flatten(1, 2)
 
-    def network(self, embeddings: Tensor, mask: Tensor | None, first: int | None) -> Tensor:
-        count = embeddings.shape[1]
+    def places(self, count: int, first: int | None) -> Rope:
         if first is None:  # what is not in the picture is not turned
-            nowhere = torch.zeros(count, 2, device=embeddings.device)
-            rope = rope_tables(nowhere, self.model.config.head_dim, embeddings.dtype)
-        else:
-            start = first * self.block
-            rope = tuple(table[start : start + count] for table in self.rope)
-        return self.model(embeddings, rope, mask, self.cache)
+            nowhere = torch.zeros(count, 2, device=self.embeddings.device)
+            return rope_tables(nowhere, self.model.config.head_dim, self.embeddings.dtype)
+        start = first * self.block
+        return tuple(table[start : start + count] for table in self.rope)
+
+    def network(self, embeddings: Tensor, mask: Tensor | None, cache: KVCache | PlacedCache, *places: Tensor) -> Tensor:
+        return self.model(embeddings, places, mask, cache)

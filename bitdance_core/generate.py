@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from torch import Tensor
 from .bits import binarize
 from .editing import Edit
 from .errors import BitDanceError, Cancel, check_cancelled
-from .flow import Sampling, plan_noise
-from .graphs import HeadGraphs
+from .flow import Sampling, Schedule, plan_noise
+from .graphs import Graphs
+from .head import DiffusionHead
 from .imagenet import ImageNetModel
 from .model import BitDance
 from .patch_flow import flow_of
@@ -35,7 +37,7 @@ def generate(
     cancel: Cancel | None = None,
     edit: Edit | None = None,
     regions: Tensor | None = None,
-    graphs: HeadGraphs | None = None,
+    graphs: Graphs | None = None,
 ) -> Tensor:
     """Draw bits [n, C, h, w] in {-1, +1}, float32.
 
@@ -45,7 +47,7 @@ def generate(
 
     With an `edit`, patches that it keeps cost no evaluation of the head, and those between two drawn ones are read in
     one pass. With several conditional branches, `regions` [patches, P] says which of them each token follows. With
-    `graphs`, a patch's whole flow is one CUDA graph.
+    `graphs`, a patch's whole flow is one CUDA graph, and its reading another.
     """
     unconditional = sampling.branches - 1
     conditional = len(branches) - unconditional
@@ -85,7 +87,7 @@ def generate(
             tokens = by_patch[:, read:i]
             if unguided is not by_patch:
                 tokens = torch.cat((*[tokens] * conditional, unguided[:, read:i]))
-            hidden = context.read(tokens.to(dtype), read)
+            hidden = context.read(tokens.to(dtype), read, graphs)
             read = i
         if starts[i] > 0:
             schedule = sampling.schedule_of(i, patches, starts[i])
@@ -102,7 +104,11 @@ def generate(
         else:
             for _ in range(schedule.evaluations):  # in a graph nobody is asked
                 check_cancelled(cancel)
-            sample = graphs.draw(model.head, schedule, guidance, dtype, *inputs)
+            guided = guidance > 1
+            # as a tensor, since a schedule of guidance changes it from patch to patch
+            scale = torch.full((), guidance, device=device)
+            flow = partial(_flow_by_scale, model.head, schedule, guided, dtype)
+            sample = graphs.run("head", flow, (scale, *inputs), (schedule, guided, dtype))
         finite &= sample.isfinite().all()
         if i == plan[0]:  # weights that are not numbers show at once; after that, the device is asked at the end
             _check_finite(finite, dtype)
@@ -126,6 +132,12 @@ def count_evaluations(sampling: Sampling, grid: Grid, edit: Edit | None = None) 
         return 0
     reads = len(schedules) + (starts[0] == 1)  # the prompt's own reading, and one before each patch but the first
     return sum(schedule.evaluations for schedule in schedules) + reads
+
+
+def _flow_by_scale(
+    head: DiffusionHead, schedule: Schedule, guided: bool, dtype: torch.dtype, scale: Tensor, *inputs: Tensor
+) -> Tensor:
+    return flow_of(head, schedule, scale if guided else 1.0, dtype)(*inputs)
 
 
 def _check_finite(finite: Tensor, dtype: torch.dtype) -> None:

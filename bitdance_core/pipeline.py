@@ -19,7 +19,7 @@ from .editing import THRESHOLD, Edit, make_edit, region_map, token_mask
 from .errors import BitDanceError, Cancel, check_cancelled, whole_number
 from .flow import Sampling
 from .generate import Callback, generate
-from .graphs import HeadGraphs
+from .graphs import Graphs
 from .head import compiled
 from .imagenet import ImageNetModel
 from .model import BitDance
@@ -74,8 +74,8 @@ class BitDancePipeline:
 
         Without a device: the GPU if there is one. Without a dtype: bfloat16 on a GPU, float32 on the CPU. The embedding
         table stays in system memory. `compile_head` hands the head to torch.compile, which pays for many pictures;
-        `cuda_graphs` records its loop, for where launching kernels takes longer than they do (not measured yet).
-        Raises BitDanceError (a ValueError), which names the file and what is wrong.
+        `cuda_graphs` records its loop and the backbone's reading of a patch, for where launching kernels takes longer
+        than they do (not measured yet). Raises BitDanceError (a ValueError), which names the file and what is wrong.
         """
         device, dtype = devices.choose(device, dtype)
         devices.check_graphs(device, cuda_graphs)
@@ -220,7 +220,7 @@ def draw(
     # on the CPU, so that a seed means the same picture on every device
     generator = torch.Generator("cpu").manual_seed(seed)
     where = tokenizer.device, tokenizer.dtype
-    graphs = HeadGraphs() if cuda_graphs else None
+    graphs = Graphs() if cuda_graphs else None
     bits = generate(
         model, branches, grid, sampling, num_images, generator, *where, callback, cancel, edit, regions, graphs
     )

@@ -36,7 +36,7 @@ from bitdance_core.config import Size
 from bitdance_core.errors import BitDanceError
 from bitdance_core.flow import SAMPLERS, Sampling
 from bitdance_core.generate import generate
-from bitdance_core.graphs import HeadGraphs
+from bitdance_core.graphs import Graphs
 from bitdance_core.head import compiled
 from meters import CoreShortage
 from random_models import (
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--patches", type=at_least(2), default=4, help="to draw, from 2 on (default: %(default)s)")
     parser.add_argument("--runs", type=one, default=3, help="after one that is not counted (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="our head compiled by torch.compile")
-    parser.add_argument("--graphs", action="store_true", help="our head's loop as a CUDA graph")
+    parser.add_argument("--graphs", action="store_true", help="our head's loop and a patch's reading as CUDA graphs")
     parser.add_argument("--no-baseline", action="store_true", help="only our own")
     decode = parser.add_mutually_exclusive_group()
     decode.add_argument("--no-decode", action="store_true", help="without the binary tokenizer")
@@ -105,7 +105,7 @@ def graphed(model: Model) -> Callable:
     """`generate` with the head's loop as a CUDA graph, recorded anew for each picture."""
 
     def draw(*args, **options):
-        return generate(model, *args, **options, graphs=HeadGraphs())
+        return generate(model, *args, **options, graphs=Graphs())
 
     return draw
 

@@ -1,5 +1,6 @@
-"""A patch's flow as one recorded graph. What a CUDA graph asks of it is asked here of PyTorch's tracer, which runs
-anywhere: no value of a tensor may be looked at, and nothing that changes from patch to patch may be baked in.
+"""A patch's flow, and its reading, as recorded graphs. What a CUDA graph asks of them is asked here of PyTorch's
+tracer, which runs anywhere: no value of a tensor may be looked at, and nothing that changes from patch to patch may be
+baked in.
 """
 
 import pytest
@@ -12,7 +13,7 @@ from bitdance_core import BitDanceError, BitDancePipeline, ImageNetPipeline
 from bitdance_core.editing import make_edit
 from bitdance_core.flow import Sampling
 from bitdance_core.generate import generate
-from bitdance_core.graphs import HeadGraphs
+from bitdance_core.graphs import Graphs
 from bitdance_core.patches import Grid
 from graphs import PROMPT
 
@@ -67,8 +68,8 @@ def draw(pipe, graphs, sampling=None, num_images=1, masked=False, cancel=None):
 )
 def test_recorded_flows_draw_the_same(builtin, options, recorded):
     expected, traced = draw(builtin, None, **options), Traced()
-    assert torch.equal(draw(builtin, HeadGraphs(traced), **options), expected)
-    assert traced.count == recorded
+    assert torch.equal(draw(builtin, Graphs(traced), **options), expected)
+    assert traced.count == recorded + 1  # the backbone's reading
 
 
 def test_class_conditional_models_too():
@@ -82,22 +83,24 @@ def test_class_conditional_models_too():
         return generate(pipe.model, [[3, 5], [10, 10]], grid, sampling, 2, generator, CPU, torch.float32, graphs=graphs)
 
     with torch.no_grad():
-        assert torch.equal(bits(HeadGraphs(traced)), bits(None)) and traced.count == 1
+        assert torch.equal(bits(Graphs(traced)), bits(None)) and traced.count == 2
 
 
 def test_what_cannot_be_recorded_runs_without_a_graph(builtin, caplog):
     def fails(function, inputs):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    graphs = HeadGraphs(fails)
+    graphs = Graphs(fails)
     assert torch.equal(draw(builtin, graphs), draw(builtin, None))
-    assert graphs.reason == "operation not permitted when stream is capturing"
-    assert caplog.text.count("runs without a CUDA graph: operation not permitted") == 1
+    assert graphs.reasons == dict.fromkeys(
+        ("head", "language model"), "operation not permitted when stream is capturing"
+    )
+    assert caplog.text.count("runs without a CUDA graph: operation not permitted") == 2
 
 
 def test_everyone_is_asked_as_often_as_without(builtin):
     asked = [0, 0]
-    for number, graphs in enumerate((None, HeadGraphs(Traced()))):
+    for number, graphs in enumerate((None, Graphs(Traced()))):
 
         def cancel(number=number):
             asked[number] += 1
