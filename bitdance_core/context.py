@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .components import LANGUAGE_MODEL
 from .graphs import Graphs
 from .kv_cache import KVCache, PlacedCache
 from .patches import Grid
@@ -70,10 +71,10 @@ class Context(ABC):
         """
         embeddings = self.embed(patches, first)
         embeddings = embeddings.repeat(len(self.embeddings) // len(embeddings), 1, 1)
-        if graphs is None or embeddings.shape[1] > self.block:
+        if graphs is None or LANGUAGE_MODEL in graphs.reasons or embeddings.shape[1] > self.block:
             return self._read(embeddings, first)
         inputs = embeddings, *self._whole_memory(), *self.places(self.block, first)
-        hidden = graphs.run("language model", self._read_placed, inputs)
+        hidden = graphs.run(LANGUAGE_MODEL, self._read_placed, inputs)
         self.cache.advance(self.block)
         return hidden
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .bits import binarize
+from .components import HEAD
 from .editing import Edit
 from .errors import BitDanceError, Cancel, check_cancelled
 from .flow import Sampling, Schedule, plan_noise
@@ -99,7 +100,7 @@ def generate(
 
         held = known and (known[i].repeat(2) if apart[i] else known[i])
         inputs = noise.to(device, non_blocking=pinned), time, cond, *((held.bits, held.until) if held else ())
-        if graphs is None:
+        if graphs is None or HEAD in graphs.reasons:
             sample = flow_of(model.head, schedule, guidance, dtype, cancel)(*inputs)
         else:
             for _ in range(schedule.evaluations):  # in a graph nobody is asked
@@ -108,7 +109,7 @@ def generate(
             # as a tensor, since a schedule of guidance changes it from patch to patch
             scale = torch.full((), guidance, device=device)
             flow = partial(_flow_by_scale, model.head, schedule, guided, dtype)
-            sample = graphs.run("head", flow, (scale, *inputs), (schedule, guided, dtype))
+            sample = graphs.run(HEAD, flow, (scale, *inputs), (schedule, guided, dtype))
         finite &= sample.isfinite().all()
         if i == plan[0]:  # weights that are not numbers show at once; after that, the device is asked at the end
             _check_finite(finite, dtype)

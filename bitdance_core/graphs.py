@@ -20,10 +20,11 @@ Record = Callable[[Function, tuple[Tensor, ...]], Function]
 
 
 class Graphs:
-    """One picture's graphs: of each kind of call, from its second on. Dropped with the picture.
+    """One picture's graphs: of each kind of call, from its second on. Dropped with the picture. Parts of a model go by
+    their names in components.py.
 
     Only for weights that stay where they are and are used as they are: a graph knows addresses, not modules. Of what
-    cannot be recorded, no more is tried; `reasons` says why, by the name of the part of the model.
+    cannot be recorded, no more is tried; `reasons` says why, by the part.
     """
 
     def __init__(self, record: Record | None = None) -> None:
@@ -44,10 +45,14 @@ class Graphs:
             try:
                 self._kinds[kind] = self._record(function, inputs)
             except RuntimeError as error:  # kernels that cannot be recorded, or too little memory
-                self.reasons[part] = str(error).partition("\n")[0]
-                log.warning("the %s runs without a CUDA graph: %s", part, self.reasons[part])
+                self.refuse(part, str(error).partition("\n")[0])
                 return function(*inputs)
         return self._kinds[kind](*inputs)
+
+    def refuse(self, part: str, reason: str) -> None:
+        """No graphs of a part from now on."""
+        self.reasons[part] = reason
+        log.warning("the %s runs without a CUDA graph: %s", part, reason)
 
 
 def record_cuda(function: Function, inputs: tuple[Tensor, ...]) -> Function:

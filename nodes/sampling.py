@@ -191,14 +191,29 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     tooltip="How guidance runs over the patches. constant: the same for all; linear: from 1 up to cfg; "
                     "auto: the model's own (linear for ImageNet models, constant for the others).",
                 ),
+                io.Boolean.Input(
+                    "cuda_graphs",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Launch a patch's whole flow, and its reading, as CUDA graphs. Only of weights that stay "
+                    "on the GPU (--highvram or --disable-dynamic-vram); else the log says why not.",
+                ),
             ],
             outputs=[SamplingOptions.Output("options", tooltip="For the Next-Patch Sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, last_steps, last_cfg, guide_from, guide_to, noise_scale, time_shift, cfg_schedule="auto"
+        cls,
+        last_steps,
+        last_cfg,
+        guide_from,
+        guide_to,
+        noise_scale,
+        time_shift,
+        cfg_schedule="auto",
+        cuda_graphs=False,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            Options(last_steps, last_cfg, (guide_from, guide_to), noise_scale, time_shift, cfg_schedule)
-        )
+        guided = guide_from, guide_to
+        return io.NodeOutput(Options(last_steps, last_cfg, guided, noise_scale, time_shift, cfg_schedule, cuda_graphs))

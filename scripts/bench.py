@@ -1,6 +1,7 @@
 """How long models of the published sizes take, with random weights: nothing is downloaded.
 
 python3 scripts/bench.py --random builtin            # seconds and memory, beside a plain baseline and the roofline
+python3 scripts/bench.py --random builtin --profile  # what a patch's time goes into
 python3 scripts/bench.py --count                     # the parameters of every model beside the published figures
 
 The baseline (baseline.py) draws as the official pipeline does, with the same weights; its runs take turns with ours.
@@ -39,6 +40,7 @@ from bitdance_core.generate import generate
 from bitdance_core.graphs import Graphs
 from bitdance_core.head import compiled
 from meters import CoreShortage
+from patch_profile import Share, print_profiles, profile_patch
 from random_models import (
     CONFIGS,
     Model,
@@ -71,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="our head compiled by torch.compile")
     parser.add_argument("--graphs", action="store_true", help="our head's loop and a patch's reading as CUDA graphs")
     parser.add_argument("--no-baseline", action="store_true", help="only our own")
+    parser.add_argument(
+        "--profile", action="store_true", help="instead: what one patch's time goes into, by operations"
+    )
     decode = parser.add_mutually_exclusive_group()
     decode.add_argument("--no-decode", action="store_true", help="without the binary tokenizer")
     decode.add_argument("--decode-side", type=one, metavar="PIXELS", help="decode a square, not the whole picture")
@@ -80,10 +85,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_counts(CONFIGS.values())
         print("\nin brackets: the published figures; lm_head, which drawing does not use, is in none of these")
         return
+    if args.json and args.profile:
+        parser.error("--json: a profile is only printed")
     if args.json and not args.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {args.json.absolute().parent}")
     try:
         with torch.inference_mode():
+            if args.profile:
+                print_profiles(profiles(args))
+                return
             report = bench(args)
     except BitDanceError as error:
         parser.error(str(error))
@@ -110,18 +120,30 @@ def graphed(model: Model) -> Callable:
     return draw
 
 
-def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything measured, as JSON has it: in bytes and seconds."""
-    case, decoded = choose_case(args), decoded_size(args)
+def prepare(args: argparse.Namespace) -> tuple[Case, dict[str, Callable]]:
+    """What is drawn, its model filled, and who draws it."""
+    case = choose_case(args)
     torch.manual_seed(0)
     fill_randomly(case.model, case.device, case.dtype)
     devices.check_graphs(case.device, args.graphs)
     if args.compile:
         case.model.head = compiled(case.model.head)
-    ours = graphed(case.model) if args.graphs else partial(generate, case.model)
-    contenders: dict[str, Callable] = {"ours": ours}
+    contenders: dict[str, Callable] = {"ours": graphed(case.model) if args.graphs else partial(generate, case.model)}
     if not args.no_baseline and args.sampler == BASELINE_SAMPLER:
         contenders["baseline"] = Baseline(case.model, case.device).generate
+    return case, contenders
+
+
+def profiles(args: argparse.Namespace) -> dict[str, dict[str, Share]]:
+    """Of each contender, as "before" and "after"."""
+    case, contenders = prepare(args)
+    return {name: profile_patch(case, contender) for name, contender in reversed(contenders.items())}
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything measured, as JSON has it: in bytes and seconds."""
+    decoded = decoded_size(args)
+    case, contenders = prepare(args)
     peaks = roofline.measure_peaks(case.device, case.dtype)
     waiting = CoreShortage()
     runs, decodes = take_turns(case, contenders, args.runs), []

@@ -88,5 +88,5 @@ def pack_module(comfyui):
 @pytest.fixture(scope="session")
 def pack(pack_module):
     """The adapter's modules."""
-    names = ("model", "loading", "weights", "quantize", "previews", "vae", "lora")
+    names = ("model", "loading", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs")
     return SimpleNamespace(**{name: importlib.import_module(f"pack.nodes.adapter.{name}") for name in names})

@@ -31,6 +31,24 @@ def test_models_have_the_published_sizes(name):
         assert counts[part] == pytest.approx(published, rel=0.01), part
 
 
+def test_a_patch_is_profiled(capsys):
+    bench.main(["--random", "builtin", *SMALL, "--profile"])
+    titles, _, *rows = capsys.readouterr().out.splitlines()
+    assert titles == "| a patch, profiled | baseline | ours |"
+    cells = {row.split("|")[1].strip(): re.findall(r"(\d+)%\)(?:, ([\d,]+) operations)?", row) for row in rows}
+    counts = {kind: [int(count.replace(",", "") or 0) for _, count in found] for kind, found in cells.items()}
+    for column in (0, 1):
+        *shares, whole = [int(found[column][0]) for found in cells.values()]
+        assert whole == 100 and sum(shares) == pytest.approx(100, abs=len(shares))
+        *parts, whole = [count[column] for count in counts.values()]
+        assert sum(parts) == whole
+    evaluation = 2 + 4 * random_models.CONFIGS["builtin"].head.depth  # what leads in and out, and four in each block
+    projector, layer, condition, modulations, time = 2, 7, 1, 2, 2
+    ours = projector + layer + condition + modulations + 4 * evaluation
+    baseline = 2 * (projector + layer) + 4 * (time + condition + modulations + evaluation)
+    assert counts["matrix products"] == [baseline, ours]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "patches", "evaluations", "rows"),
     [

@@ -159,7 +159,7 @@ def test_inspect_shows_planes_and_distance(run):
     assert set(np.unique(np.asarray(planes))) <= {0, 127, 128, 255}
 
 
-def test_sampling_options_are_exact_where_neutral(run):
+def test_sampling_options_are_exact_where_neutral(run, server):
     graph = Graph()
     loader, _ = start(graph)
     neutral = {
@@ -175,14 +175,16 @@ def test_sampling_options_are_exact_where_neutral(run):
     show(graph, loader, sample(graph, loader[0], positive[0], canvas[0]))
     for changes in (
         {},
+        {"cuda_graphs": True},  # on a CPU without any
         {"noise_scale": 0.5},
         {"guide_from": 0.2, "guide_to": 0.9},
         {"last_steps": 10, "last_cfg": 5.0},
     ):
         options = graph.add("BitDanceSamplingOptions", **{**neutral, **changes})
         show(graph, loader, sample(graph, loader[0], positive[0], canvas[0], options=options[0]))
-    plain, same, *others = run(graph)
-    assert plain.tobytes() == same.tobytes()
+    plain, same, without_graphs, *others = run(graph)
+    assert plain.tobytes() == same.tobytes() == without_graphs.tobytes()
+    assert "the head runs without a CUDA graph: it runs on cpu" in server.log.read_text()
     assert all(other.tobytes() != plain.tobytes() for other in others)
     assert all(pictures.read(image) == pictures.parse(PROMPT) for image in (plain, *others))
 

@@ -5,7 +5,6 @@ baked in.
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import golden
@@ -16,19 +15,9 @@ from bitdance_core.generate import generate
 from bitdance_core.graphs import Graphs
 from bitdance_core.patches import Grid
 from graphs import PROMPT
+from tracing import Traced
 
 CPU = torch.device("cpu")
-
-
-class Traced:
-    """Records as a CUDA graph is recorded, on tensors without values, and replays with others."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self, function, inputs):
-        self.count += 1
-        return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ from ...bitdance_core.memory import drawing_bytes
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.pipeline import make_grid
 from .classes import read_classes
+from .graphs import graphs_of
 from .model import BitDanceHost, check_model, patchers_of
+from .prefetch import prefetching
 from .text import read_positive, read_prompt
 
 
@@ -35,6 +37,7 @@ class Options:
     noise_scale: float = 1.0
     time_shift: float = 0.0
     schedule: str = "auto"
+    cuda_graphs: bool = False
 
     def schedule_for(self, defaults: Defaults) -> str:
         """The model's own guidance schedule, unless another is asked for, or a last value for it."""
@@ -99,7 +102,9 @@ def draw(
     longest_read = 1 if edit is None else edit.longest_read(grid)
     size = host.precision.compute.itemsize
     memory = drawing_bytes(config, grid, subject.lengths, subject.num_images, most_steps, size, longest_read)
-    mm.load_models_gpu(patchers_of(model), memory_required=memory)
+    patchers = patchers_of(model)
+    mm.load_models_gpu(patchers, memory_required=memory)
+    graphs = graphs_of(patchers) if options.cuda_graphs else None
 
     previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
     bar = comfy.utils.ProgressBar(evaluations)
@@ -116,20 +121,23 @@ def draw(
         preview = previewer.decode_latent_to_preview_image("JPEG", canvas) if previewer else None
         bar.update_absolute(begun, preview=preview)
 
-    drawn = generate(
-        compiled(model),
-        subject.branches,
-        grid,
-        sampling,
-        subject.num_images,
-        torch.Generator("cpu").manual_seed(seed),
-        model.load_device,
-        host.precision.compute,
-        after_patch,
-        before_evaluation,
-        edit,
-        subject.regions,
-    )
+    network = compiled(model)
+    with prefetching(model, getattr(network, "backbone", network)):
+        drawn = generate(
+            network,
+            subject.branches,
+            grid,
+            sampling,
+            subject.num_images,
+            torch.Generator("cpu").manual_seed(seed),
+            model.load_device,
+            host.precision.compute,
+            after_patch,
+            before_evaluation,
+            edit,
+            subject.regions,
+            graphs,
+        )
     return BitGrid.from_bits(drawn, autoencoder.downscale, subject.text)
 
 
