@@ -24,6 +24,8 @@ GUIDANCE_SCHEDULES = ("constant", "linear")
 
 # x_t [n, P, C] and the index of a time of the schedule -> predicted bits, one row of n per guidance branch
 Predict = Callable[[Tensor, int], Tensor]
+# the same -> dx/dt [n, P, C], guided where the schedule is
+Velocity = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,14 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
+def velocity_of(x_pred: Tensor, x_t: Tensor, t: float | Tensor, guidance: float | Tensor) -> Tensor:
+    """dx/dt at x_t [n, P, C] of predictions: n for it, or 2n, conditional and then unconditional, which are guided."""
+    if len(x_pred) == len(x_t):
+        return velocity_from_x(x_pred, x_t, t)
+    cond, uncond = x_pred.chunk(2)
+    return guide(velocity_from_x(cond, x_t, t), velocity_from_x(uncond, x_t, t), guidance)
+
+
 @dataclass(frozen=True)
 class Known:
     """What a patch's flow starts from instead of noise alone: bits [n, P, C], +-1, and for each token [n, P] the time
@@ -194,21 +204,20 @@ class Known:
 def sample_patch(
     predict: Predict, noise: Tensor, schedule: Schedule, guidance: float | Tensor, known: Known | None = None
 ) -> Tensor:
-    """Carry noise [draws, n, P, C] along the flow; the sign of the result [n, P, C] is the patch's bits.
-
-    With guidance > 1 (a tensor always is), `predict` returns the conditional rows, then the unconditional ones, at
-    times that the schedule guides; else the conditional alone. With `known`, the schedule starts where the first token
-    does. No value of a tensor is looked at, so the whole flow can be recorded as one graph.
-    """
-    guided = isinstance(guidance, Tensor) or guidance > 1
+    """`integrate` for a `predict` that returns the conditional rows and, where guided, the unconditional ones after."""
 
     def velocity(x: Tensor, index: int) -> Tensor:
-        x_pred = predict(x, index).float()
-        t = schedule.times[index]
-        if not (guided and schedule.is_guided(index)):
-            return velocity_from_x(x_pred, x, t)
-        cond, uncond = x_pred.chunk(2)
-        return guide(velocity_from_x(cond, x, t), velocity_from_x(uncond, x, t), guidance)
+        return velocity_of(predict(x, index).float(), x, schedule.times[index], guidance)
+
+    return integrate(velocity, noise, schedule, known)
+
+
+def integrate(velocity: Velocity, noise: Tensor, schedule: Schedule, known: Known | None = None) -> Tensor:
+    """Carry noise [draws, n, P, C] along the flow; the sign of the result [n, P, C] is the patch's bits.
+
+    With `known`, the schedule starts where the first token does. No value of a tensor is looked at, so the whole flow
+    can be recorded as one graph.
+    """
 
     def arrive(x: Tensor, index: int) -> Tensor:
         """At the end of the step of that index."""

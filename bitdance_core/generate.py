@@ -101,15 +101,15 @@ def generate(
         held = known and (known[i].repeat(2) if apart[i] else known[i])
         inputs = noise.to(device, non_blocking=pinned), time, cond, *((held.bits, held.until) if held else ())
         if graphs is None or HEAD in graphs.reasons:
-            sample = flow_of(model.head, schedule, guidance, dtype, cancel)(*inputs)
+            sample = flow_of(model.head, schedule, guidance, cancel)(*inputs)
         else:
             for _ in range(schedule.evaluations):  # in a graph nobody is asked
                 check_cancelled(cancel)
             guided = guidance > 1
             # as a tensor, since a schedule of guidance changes it from patch to patch
             scale = torch.full((), guidance, device=device)
-            flow = partial(_flow_by_scale, model.head, schedule, guided, dtype)
-            sample = graphs.run(HEAD, flow, (scale, *inputs), (schedule, guided, dtype))
+            flow = partial(_flow_by_scale, model.head, schedule, guided)
+            sample = graphs.run(HEAD, flow, (scale, *inputs), (schedule, guided))
         finite &= sample.isfinite().all()
         if i == plan[0]:  # weights that are not numbers show at once; after that, the device is asked at the end
             _check_finite(finite, dtype)
@@ -135,10 +135,8 @@ def count_evaluations(sampling: Sampling, grid: Grid, edit: Edit | None = None) 
     return sum(schedule.evaluations for schedule in schedules) + reads
 
 
-def _flow_by_scale(
-    head: DiffusionHead, schedule: Schedule, guided: bool, dtype: torch.dtype, scale: Tensor, *inputs: Tensor
-) -> Tensor:
-    return flow_of(head, schedule, scale if guided else 1.0, dtype)(*inputs)
+def _flow_by_scale(head: DiffusionHead, schedule: Schedule, guided: bool, scale: Tensor, *inputs: Tensor) -> Tensor:
+    return flow_of(head, schedule, scale if guided else 1.0)(*inputs)
 
 
 def _check_finite(finite: Tensor, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionFn, attention
 from .config import HeadConfig
+from .flow import velocity_of
 
 FREQUENCIES = 128  # of the time embedding
 # the adaLN layers' weights, a fifth of a head's, are read once for this much: enough rows to keep a GPU's matrix units
@@ -111,7 +112,7 @@ class DiffusionHead(nn.Module):
     time = head.time_embed(times, dtype)                       # once per picture
     cond = head.cond_embed(hidden)                             # once per patch
     modulations = head.modulations(time[:, None, None], cond)  # for many steps in one pass
-    x_pred = head.predict(x_t, [m[i] for m in modulations])    # every step
+    x_pred = head.predict(x_t, [m[i] for m in modulations])    # every step, or `velocity`
     """
 
     def __init__(
@@ -161,11 +162,34 @@ class DiffusionHead(nn.Module):
         x = self.final_layer(x, modulations[-1])
         return 2 * torch.sigmoid(x) - 1 if self.config.squashes else x
 
+    def velocity(
+        self, x_t: Tensor, modulations: Sequence[Tensor], t: float | Tensor, guidance: float | Tensor
+    ) -> Tensor:
+        """dx/dt at x_t [n, P, C], float32; guided where the modulations [B, P, k, W] have rows for two branches."""
+        branches = modulations[0].shape[0] // x_t.shape[0]
+        x = x_t.to(modulations[0].dtype)
+        x_pred = self.predict(x if branches == 1 else x.repeat(branches, 1, 1), modulations)
+        return velocity_of(x_pred.float(), x_t, t, guidance)
 
-def compiled(head: DiffusionHead, **options: Any) -> DiffusionHead:
-    """The same head on the same weights, its steps compiled by torch.compile, which takes the options: norms,
-    modulations and gates become few kernels. The first picture of a shape waits for the compiler.
+
+def compiled(head: DiffusionHead, frozen: bool = False, **options: Any) -> DiffusionHead:
+    """The same head, `velocity` compiled by torch.compile, which takes the options: norms, modulations, gates and
+    guidance become few kernels. The first picture of a shape waits for the compiler.
+
+    The weights stay the same ones, unless `frozen`: then they are constants from the first picture on, which the
+    compiler packs as this CPU multiplies them, and so are in memory twice.
     """
+    program = torch.compile(head.velocity, **options)
+    if frozen:
+        from torch._inductor import config  # slow to import
+
+        program = config.patch(freezing=True, cpp_wrapper=True)(program)
+
+    def velocity(x_t: Tensor, modulations: Sequence[Tensor], *numbers: float | Tensor) -> Tensor:
+        # a number would be a constant, and each of them take a program of its own
+        tensors = [n if isinstance(n, Tensor) else torch.full((), n, device=x_t.device) for n in numbers]
+        return program(x_t, modulations, *tensors)
+
     other = copy.copy(head)
-    other.predict = torch.compile(head.predict, **options)
+    other.velocity = velocity
     return other

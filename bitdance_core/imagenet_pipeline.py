@@ -70,7 +70,7 @@ class ImageNetPipeline:
         parts = [(model, checkpoint.backbone), (autoencoder, checkpoint.autoencoder)]
         load_weights(parts, device, dtype)
         if compile_head:
-            model.head = compiled(model.head)
+            model.head = compiled(model.head, frozen=device.type == "cpu")
         return cls(model, BinaryTokenizer(autoencoder, device, dtype), device, dtype, cuda_graphs)
 
     @property

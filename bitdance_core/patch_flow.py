@@ -4,35 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .errors import Cancel, check_cancelled
-from .flow import Known, Schedule, sample_patch
+from .flow import Known, Schedule, integrate
 from .head import DiffusionHead, steps_at_once
 
 
 def flow_of(
-    head: DiffusionHead, schedule: Schedule, guidance: float | Tensor, dtype: torch.dtype, cancel: Cancel | None = None
+    head: DiffusionHead, schedule: Schedule, guidance: float | Tensor, cancel: Cancel | None = None
 ) -> Callable[..., Tensor]:
     """A patch's whole flow as a function of tensors: noise [draws, n, P, C], time [S, W], cond [B, P, W] and, where
     there are known bits, these [n, P, C] and until when [n, P] -> what the flow arrives at [n, P, C].
+
+    Conditions of two branches are guided, with guidance > 1 (a tensor always is), where the schedule says so.
     """
+    guided = isinstance(guidance, Tensor) or guidance > 1
 
     def flow(noise: Tensor, time: Tensor, cond: Tensor, *known: Tensor) -> Tensor:
         modulations = _by_step(head, time, cond)
 
-        def predict(x_t: Tensor, step: int) -> Tensor:
+        def velocity(x_t: Tensor, step: int) -> Tensor:
             check_cancelled(cancel)
-            x_t, rows = x_t.to(dtype), modulations(step)
-            if len(cond) > len(x_t):
-                if (isinstance(guidance, Tensor) or guidance > 1) and schedule.is_guided(step):
-                    x_t = x_t.repeat(2, 1, 1)
-                else:
-                    rows = [part[: len(x_t)] for part in rows]
-            return head.predict(x_t, rows)
+            rows = modulations(step)
+            if not (guided and schedule.is_guided(step)):
+                rows = [part[: len(x_t)] for part in rows]
+            return head.velocity(x_t, rows, schedule.times[step], guidance)
 
-        return sample_patch(predict, noise, schedule, guidance, Known(*known) if known else None)
+        return integrate(velocity, noise, schedule, Known(*known) if known else None)
 
     return flow
 

@@ -90,7 +90,7 @@ class BitDancePipeline:
         ]
         load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
         if compile_head:
-            model.head = compiled(model.head)
+            model.head = compiled(model.head, frozen=device.type == "cpu")
         return cls(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, device, dtype, cuda_graphs)
 
     @property

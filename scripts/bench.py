@@ -127,7 +127,7 @@ def prepare(args: argparse.Namespace) -> tuple[Case, dict[str, Callable]]:
     fill_randomly(case.model, case.device, case.dtype)
     devices.check_graphs(case.device, args.graphs)
     if args.compile:
-        case.model.head = compiled(case.model.head)
+        case.model.head = compiled(case.model.head, frozen=case.device.type == "cpu")
     contenders: dict[str, Callable] = {"ours": graphed(case.model) if args.graphs else partial(generate, case.model)}
     if not args.no_baseline and args.sampler == BASELINE_SAMPLER:
         contenders["baseline"] = Baseline(case.model, case.device).generate

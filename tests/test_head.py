@@ -57,18 +57,26 @@ def test_the_picture_does_not_depend_on_how_many_steps_share_a_pass(monkeypatch)
         assert torch.equal(pipe.generate("a large red star on a blue background", steps=5, sampler="heun").bits, whole)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @torch.no_grad()
-def test_a_compiled_head_is_the_same_and_leaves_the_other_as_it_was():
-    """With the backend that compiles nothing: what matters here is what is compiled, and that weights are shared."""
+def test_a_compiled_head_is_the_same_and_leaves_the_other_as_it_was(frozen):
+    """With a backend that compiles nothing: what matters here is what is compiled, and that weights are shared."""
+    torch.compiler.reset()
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
     expected = pipe.generate("a large red star on a blue background", steps=3).bits
-    head, calls = pipe.model.head, []
+    head, programs = pipe.model.head, []
 
     def backend(graph, example_inputs):
-        calls.append(graph)
+        programs.append((graph, example_inputs))
         return graph.forward
 
-    pipe.model.head = compiled(head, backend=backend)
+    pipe.model.head = compiled(head, frozen, backend=backend)
     assert torch.equal(pipe.generate("a large red star on a blue background", steps=3).bits, expected)
-    assert calls and head.predict.__func__ is DiffusionHead.predict
+    ((graph, inputs),) = programs  # one for all times
+    weights = [
+        p for n, p in head.named_parameters() if n.startswith(("input_proj", "res_blocks", "final_layer.linear"))
+    ]
+    constants = {id(p) for p in graph.parameters()} | {id(b) for b in graph.buffers()}
+    assert all((id(w) in constants) == frozen and any(w is i for i in inputs) != frozen for w in weights)
+    assert head.velocity.__func__ is DiffusionHead.velocity
     assert pipe.model.head.input_proj.weight is head.input_proj.weight
