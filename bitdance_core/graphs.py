@@ -59,7 +59,8 @@ def record_cuda(function: Function, inputs: tuple[Tensor, ...]) -> Function:
     """A CUDA graph with inputs and a result of its own."""
     own = tuple(tensor.clone() for tensor in inputs)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(own[0].device), torch.cuda.graph(graph):
+    # what other threads ask of the GPU meanwhile is theirs, and spoils nothing here
+    with torch.cuda.device(own[0].device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function(*own)
 
     def replay(*given: Tensor) -> Tensor:

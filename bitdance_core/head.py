@@ -75,9 +75,9 @@ class HeadBlock(nn.Module):
                 operations.Linear(width, hidden, **options), nn.SiLU(), operations.Linear(hidden, width, **options)
             )
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x [B, P, W], modulation [B, P, 6 or 3, W] as `DiffusionHead.modulations` makes it."""
-        *first, scale, shift, gate = modulation.unbind(-2)
+    def forward(self, x: Tensor, modulation: Sequence[Tensor]) -> Tensor:
+        """x and the 6 or 3 parts of a modulation, as `DiffusionHead.modulations` makes it: all [B, P, W]."""
+        *first, scale, shift, gate = modulation
         if self.attends:
             scale1, shift1, gate1 = first
             x = torch.addcmul(x, gate1, self.attn(torch.addcmul(shift1, self.norm1(x), scale1)))
@@ -95,8 +95,7 @@ class FinalLayer(nn.Module):
         self.ada_ln_modulation = operations.Linear(config.width, 2 * config.width, **options)
         self.linear = operations.Linear(config.width, config.bits, **options)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = modulation.unbind(-2)
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return self.linear(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale))
 
 
@@ -157,9 +156,10 @@ class DiffusionHead(nn.Module):
         """x_t [B, P, C] and one step's modulations [B, P, k, W] -> predicted bits [B, P, C]."""
         x = self.input_proj(x_t)
         blocks_each = self.config.depth // self.config.num_modulations
+        parts = [modulation.unbind(-2) for modulation in modulations]
         for index, block in enumerate(self.res_blocks):
-            x = block(x, modulations[index // blocks_each])
-        x = self.final_layer(x, modulations[-1])
+            x = block(x, parts[index // blocks_each])
+        x = self.final_layer(x, *parts[-1])
         return 2 * torch.sigmoid(x) - 1 if self.config.squashes else x
 
     def velocity(
