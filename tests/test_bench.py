@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import baseline
 import bench
+import bench_attention
 import golden
 import random_models
 import roofline
@@ -29,6 +30,16 @@ def test_models_have_the_published_sizes(name):
     counts = random_models.count(random_models.CONFIGS[name])
     for part, published in random_models.PUBLISHED_COUNTS[name].items():
         assert counts[part] == pytest.approx(published, rel=0.01), part
+
+
+def test_attention_kernels_are_compared(capsys):
+    bench_attention.main(["--random", "builtin", "--device", "cpu"])
+    titles, _, *rows = capsys.readouterr().out.splitlines()[3:]
+    assert titles == "| builtin, batch 1 | `attention` | math | flash_attention |"
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "head, 16 tokens", "backbone, 16 of 32 tokens", "backbone, 16 of 64 tokens",
+    ]  # fmt: skip
+    assert all(float(cell) > 0 for row in rows for cell in row.split("|")[2:-1])
 
 
 def test_a_patch_is_profiled(capsys):
