@@ -73,9 +73,10 @@ class BitDancePipeline:
         tokenizer.json, a hub id (downloaded unless `local_files_only`) or a built-in name.
 
         Without a device: the GPU if there is one. Without a dtype: bfloat16 on a GPU, float32 on the CPU. The embedding
-        table stays in system memory. `compile_head` hands the head to torch.compile, which pays for many pictures;
-        `cuda_graphs` records its loop and the backbone's reading of a patch, for where launching kernels takes longer
-        than they do (not measured yet). Raises BitDanceError (a ValueError), which names the file and what is wrong.
+        table stays in system memory. `compile_head` hands the head to torch.compile, which pays for many pictures,
+        and on a CPU keeps its weights twice; `cuda_graphs` records its loop and the backbone's reading of a patch, for
+        where launching kernels takes longer than they do (not measured yet). Raises BitDanceError (a ValueError), which
+        names the file and what is wrong.
         """
         device, dtype = devices.choose(device, dtype)
         devices.check_graphs(device, cuda_graphs)
