@@ -19,11 +19,13 @@ def drawing_bytes(
     steps: int,
     itemsize: int,
     longest_read: int = 1,
+    recorded: bool = False,
 ) -> int:
     """Bytes that `generate` takes beside the weights: KV cache and the largest activations.
 
     `branch_lengths` counts each branch's tokens, image opening included; `itemsize` is that of the dtype computed in;
-    `longest_read` counts the patches that are read in one pass.
+    `longest_read` counts the patches that are read in one pass. `recorded`: as CUDA graphs, each of which keeps the
+    memory that it works in.
     """
     packed = isinstance(config, ImageNetConfig)
     head, backbone = config.head, config if packed else config.backbone
@@ -53,7 +55,8 @@ def drawing_bytes(
     between = rows * size * (length * width + P * (4 * width + head.width + head.bits))
     noise = (steps + 1) * num_images * P * head.bits * 4
     table = (steps + 1) * head.width * size + grid.num_patches * P * width * (4 + size)
-    return cache + max(layer, block) + between + noise + table
+    working = layer + block if recorded else max(layer, block)
+    return cache + working + between + noise + table
 
 
 def encoding_bytes(config: AutoencoderConfig, height: int, width: int, itemsize: int) -> int:

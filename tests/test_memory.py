@@ -351,3 +351,12 @@ def test_patches_reach_the_tables_of_an_imagenet_model(pack, latent_format, key)
     assert not in_part.equal(plain) and bits(patched).equal(in_part)
     patched.detach()
     assert bits(model).equal(plain)
+
+
+def test_graphs_keep_what_they_work_in():
+    """Each the whole of it, where plain runs use the same memory in turns."""
+    config = read_checkpoint(ASSETS / "builtin").config
+    plain, recorded = (
+        drawing_bytes(config, Grid(8, 8, 4), [40, 22], 1, 25, 4, recorded=flag) for flag in (False, True)
+    )
+    assert plain < recorded < 2 * plain

@@ -101,7 +101,9 @@ def draw(
     most_steps = max(sampling.steps, sampling.last_steps or 0)
     longest_read = 1 if edit is None else edit.longest_read(grid)
     size = host.precision.compute.itemsize
-    memory = drawing_bytes(config, grid, subject.lengths, subject.num_images, most_steps, size, longest_read)
+    memory = drawing_bytes(
+        config, grid, subject.lengths, subject.num_images, most_steps, size, longest_read, options.cuda_graphs
+    )
     patchers = patchers_of(model)
     mm.load_models_gpu(patchers, memory_required=memory)
     graphs = graphs_of(patchers) if options.cuda_graphs else None
