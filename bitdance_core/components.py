@@ -15,10 +15,8 @@ from typing import Any
 
 from .errors import BitDanceError
 from .files import TensorFile, open_tensors
+from .parts import CLASS_MODEL, HEAD, LANGUAGE_MODEL, PROJECTOR, PROMPTS, TOKENIZER
 
-LANGUAGE_MODEL, PROJECTOR, HEAD, TOKENIZER = "language model", "projector", "head", "tokenizer"
-CLASS_MODEL = "class-conditional model"  # of ImageNet: backbone and head in one
-PROMPTS = "prompt tokenizer"  # a tokenizer.json as a tensor of bytes
 PROMPTS_KEY = "tokenizer_json"
 
 # what may stand before the names of a part; what follows is the name in our module

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .components import LANGUAGE_MODEL
+from .parts import LANGUAGE_MODEL
 from .graphs import Graphs
 from .kv_cache import KVCache, PlacedCache
 from .patches import Grid

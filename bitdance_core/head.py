@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +12,10 @@ from torch import Tensor, nn
 
 from .attention import AttentionFn, attention
 from .config import HeadConfig
-from .flow import velocity_of
 
 FREQUENCIES = 128  # of the time embedding
-# the adaLN layers' weights, a fifth of a head's, are read once for this much: enough rows to keep a GPU's matrix units
-# busy, and little beside the head itself
+# the adaLN weights, a fifth of the head's, are read once per this many bytes of modulations: enough rows to keep a
+# GPU's matrix units busy, and little beside the head itself
 MODULATION_BYTES = 2**27
 
 
@@ -31,14 +28,14 @@ class TimeEmbedding(nn.Module):
         )
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """t [S] in [0, 1] -> [S, W] in `dtype`; the angles are float32."""
+        """Embed times t [S] in [0, 1] as [S, W] in `dtype`; the angles are float32."""
         steps = torch.arange(FREQUENCIES, device=t.device, dtype=torch.float32)
         angles = 1000 * t.float()[:, None] * torch.exp(-math.log(10000) / FREQUENCIES * steps)
         return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype))
 
 
 class PatchAttention(nn.Module):
-    """Attention among the tokens of one patch, without positions and without a mask."""
+    """Attend among the tokens of one patch, without positions and without a mask."""
 
     def __init__(self, width: int, head_dim: int, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
@@ -53,7 +50,7 @@ class PatchAttention(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """Attention, where the head attends, and an MLP; each behind its norm, its modulation and its gate."""
+    """Attention (where the head has it) and an MLP, each with a norm, a modulation and a gate."""
 
     def __init__(self, config: HeadConfig, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
@@ -76,7 +73,7 @@ class HeadBlock(nn.Module):
             )
 
     def forward(self, x: Tensor, modulation: Sequence[Tensor]) -> Tensor:
-        """x and the 6 or 3 parts of a modulation, as `DiffusionHead.modulations` makes it: all [B, P, W]."""
+        """Map x [B, P, W] to [B, P, W]; `modulation` holds 6 or 3 tensors [B, P, W] from `DiffusionHead.modulations`."""
         *first, scale, shift, gate = modulation
         if self.attends:
             scale1, shift1, gate1 = first
@@ -100,18 +97,18 @@ class FinalLayer(nn.Module):
 
 
 def steps_at_once(config: HeadConfig, rows: int, tokens: int, itemsize: int) -> int:
-    """How many steps' modulations are computed in one pass, for rows of tokens: as many as MODULATION_BYTES hold."""
+    """Count the steps whose modulations are computed in one pass: as many as fit MODULATION_BYTES."""
     width = (config.num_modulations * config.modulations + 2) * config.width
     return max(1, MODULATION_BYTES // (rows * tokens * width * itemsize))
 
 
 class DiffusionHead(nn.Module):
-    """Predicts a patch's clean bits from its noised ones. What does not depend on them is computed apart:
+    """Predict a patch's clean bits from its noised ones. Terms that do not depend on them have methods of their own:
 
-    time = head.time_embed(times, dtype)                       # once per picture
+    time = head.time_embed(times, dtype)                       # once per image
     cond = head.cond_embed(hidden)                             # once per patch
     modulations = head.modulations(time[:, None, None], cond)  # for many steps in one pass
-    x_pred = head.predict(x_t, [m[i] for m in modulations])    # every step, or `velocity`
+    x_pred = head.predict(x_t, [m[i] for m in modulations])    # every step
     """
 
     def __init__(
@@ -138,12 +135,12 @@ class DiffusionHead(nn.Module):
         self.final_layer = FinalLayer(config, operations, device, dtype)
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
-        """x_t [B, P, C], time broadcastable to [B, P, W], cond [B, P, W] -> predicted bits [B, P, C]."""
+        """Predict bits [B, P, C] from x_t [B, P, C], time broadcastable to [B, P, W] and cond [B, P, W]."""
         return self.predict(x_t, self.modulations(time, cond))
 
     def modulations(self, time: Tensor, cond: Tensor) -> list[Tensor]:
-        """time broadcastable to [..., B, P, W], cond [B, P, W] -> of each adaLN layer, the final one last, scales
-        (1 added), shifts and gates: [..., B, P, k, W].
+        """Compute the scales (1 added), shifts and gates [..., B, P, k, W] of each adaLN layer, the final one last, from
+        time broadcastable to [..., B, P, W] and cond [B, P, W].
         """
         y = F.silu(time + cond)
         layers = (*self.ada_ln_blocks, self.final_layer.ada_ln_modulation)
@@ -153,7 +150,7 @@ class DiffusionHead(nn.Module):
         return modulations
 
     def predict(self, x_t: Tensor, modulations: Sequence[Tensor]) -> Tensor:
-        """x_t [B, P, C] and one step's modulations [B, P, k, W] -> predicted bits [B, P, C]."""
+        """Predict bits [B, P, C] from x_t [B, P, C] and one step's modulations [B, P, k, W]."""
         x = self.input_proj(x_t)
         blocks_each = self.config.depth // self.config.num_modulations
         parts = [modulation.unbind(-2) for modulation in modulations]
@@ -161,35 +158,3 @@ class DiffusionHead(nn.Module):
             x = block(x, parts[index // blocks_each])
         x = self.final_layer(x, *parts[-1])
         return 2 * torch.sigmoid(x) - 1 if self.config.squashes else x
-
-    def velocity(
-        self, x_t: Tensor, modulations: Sequence[Tensor], t: float | Tensor, guidance: float | Tensor
-    ) -> Tensor:
-        """dx/dt at x_t [n, P, C], float32; guided where the modulations [B, P, k, W] have rows for two branches."""
-        branches = modulations[0].shape[0] // x_t.shape[0]
-        x = x_t.to(modulations[0].dtype)
-        x_pred = self.predict(x if branches == 1 else x.repeat(branches, 1, 1), modulations)
-        return velocity_of(x_pred.float(), x_t, t, guidance)
-
-
-def compiled(head: DiffusionHead, frozen: bool = False, **options: Any) -> DiffusionHead:
-    """The same head, `velocity` compiled by torch.compile, which takes the options: norms, modulations, gates and
-    guidance become few kernels. The first picture of a shape waits for the compiler.
-
-    The weights stay the same ones, unless `frozen`: then they are constants from the first picture on, which the
-    compiler packs as this CPU multiplies them, and so are in memory twice.
-    """
-    program = torch.compile(head.velocity, **options)
-    if frozen:
-        from torch._inductor import config  # slow to import
-
-        program = config.patch(freezing=True, cpp_wrapper=True)(program)
-
-    def velocity(x_t: Tensor, modulations: Sequence[Tensor], *numbers: float | Tensor) -> Tensor:
-        # a number would be a constant, and each of them take a program of its own
-        tensors = [n if isinstance(n, Tensor) else torch.full((), n, device=x_t.device) for n in numbers]
-        return program(x_t, modulations, *tensors)
-
-    other = copy.copy(head)
-    other.velocity = velocity
-    return other

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import BitDanceError
+from ..errors import BitDanceError
 from .flow import Known
-from .patches import Grid
+from ..patches import Grid
 
 THRESHOLD = 0.5  # of a mask: from here on a token is redrawn
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .autoencoder import decoder_levels, encoder_levels
-from .config import AutoencoderConfig, BitDanceConfig
-from .head import steps_at_once
-from .imagenet_config import ImageNetConfig
-from .patches import Grid
+from ..autoencoder import decoder_levels, encoder_levels
+from ..config import AutoencoderConfig, BitDanceConfig
+from ..head import steps_at_once
+from ..imagenet_config import ImageNetConfig
+from ..patches import Grid
 
 
 def drawing_bytes(
