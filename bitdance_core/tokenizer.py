@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from . import devices
-from .autoencoder import BinaryAutoencoder
-from .checkpoint import locate, read_autoencoder
+from .checkpoints.checkpoint import locate, read_autoencoder
+from .checkpoints.layouts import TOKENIZER_FILES
+from .checkpoints.load import load_weights
 from .errors import BitDanceError
-from .layout import TOKENIZER_FILES
-from .weights import load_weights
+from .model.tokenizer_network import BinaryAutoencoder
 
 
 class BinaryTokenizer:

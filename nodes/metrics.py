@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..bitdance_core.bit_grid import BitGrid
+from ..bitdance_core.bits.grid import BitGrid
 from .adapter import metrics
 from .sockets import ALIASES, CATEGORY, Bits
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bitdance_core.flow import GUIDANCE_SCHEDULES, SAMPLERS
+from ..bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
+from ..bitdance_core.sampling.settings import GUIDANCE_SCHEDULES
 from .adapter.sampling import Options, draw
 from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
 
@@ -57,7 +58,7 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                 io.Combo.Input(
                     "sampler_name",
                     options=list(SAMPLERS),
-                    default=SAMPLERS[0],
+                    default=DEFAULT_SAMPLER,
                     tooltip="euler_maruyama is the published, stochastic one; euler follows the flow without noise; "
                     "heun does so more exactly, at twice the work.",
                 ),

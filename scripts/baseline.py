@@ -20,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitdance_core.bits import binarize
 from bitdance_core.errors import BitDanceError, Cancel, check_cancelled
-from bitdance_core.flow import Sampling
-from bitdance_core.head import DiffusionHead
-from bitdance_core.imagenet import ImageNetModel
-from bitdance_core.model import BitDance
-from bitdance_core.patches import Grid
-from bitdance_core.transformer import apply_rope, rope_tables
+from bitdance_core.model.binarize import binarize
+from bitdance_core.model.blocks import apply_rope, rope_tables
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.head import DiffusionHead
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
 
 if TYPE_CHECKING:
     from transformers import Qwen3Model
@@ -47,16 +48,14 @@ class Baseline:
 
     def generate(
         self,
-        branches: Sequence[Sequence[int]],
-        grid: Grid,
-        sampling: Sampling,
-        num_images: int,
+        request: Request,
         generator: torch.Generator,
         device: torch.device | str,
         dtype: torch.dtype,
         callback: Callable[[int, int], None] | None = None,
         cancel: Cancel | None = None,
     ) -> Tensor:
+        grid, sampling, num_images = request.grid, request.sampling, request.num_images
         assert sampling.sampler == SAMPLER
         head, patches = self.model.head, grid.num_patches
 
@@ -64,13 +63,13 @@ class Baseline:
             shape = rows, grid.tokens_per_patch, head.config.bits
             return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
-        readers = [self.branch(row, grid, num_images, device, dtype) for row in branches]
+        readers = [self.branch(row, grid, num_images, device, dtype) for row in request.branches]
         check_cancelled(cancel)
         hidden = [reader.prefill() for reader in readers]
         drawn = []
         for i in range(patches):
             guidance = sampling.guidance_of(i, patches)
-            apart = sampling.draws_apart(i, patches)
+            apart = sampling.is_separate(i, patches)
             cond = torch.cat([h + reader.positions[i] for h, reader in zip(hidden, readers)])
             cond = cond if apart or guidance > 1 else cond[:num_images]
 

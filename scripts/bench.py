@@ -32,18 +32,18 @@ import roofline
 from baseline import SAMPLER as BASELINE_SAMPLER
 from baseline import Baseline
 from bitdance_core import devices
-from bitdance_core.__main__ import DTYPES
-from bitdance_core.config import Size
+from bitdance_core.cli import DTYPES
 from bitdance_core.errors import BitDanceError
-from bitdance_core.flow import SAMPLERS, Sampling
-from bitdance_core.generate import generate
-from bitdance_core.graphs import Graphs
-from bitdance_core.head import compiled
+from bitdance_core.model.graphs import Graphs
+from bitdance_core.model.text_config import Size
+from bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.patch import compiled_velocity
+from bitdance_core.sampling.settings import Sampling
 from meters import CoreShortage
 from patch_profile import Share, print_profiles, profile_patch
 from random_models import (
     CONFIGS,
-    Model,
     build,
     count,
     fill_randomly,
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=one, default=1, help="pictures drawn at once (default: %(default)s)")
     parser.add_argument("--steps", type=one, help="head steps a patch (default: the model's own)")
     parser.add_argument("--guidance", type=float, help="1: without an unconditional branch (default: the model's own)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
+    parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help="default: %(default)s")
     parser.add_argument("--patches", type=at_least(2), default=4, help="to draw, from 2 on (default: %(default)s)")
     parser.add_argument("--runs", type=one, default=3, help="after one that is not counted (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="our head compiled by torch.compile")
@@ -111,11 +111,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def graphed(model: Model) -> Callable:
-    """`generate` with the head's loop as a CUDA graph, recorded anew for each picture."""
+def with_graphs(ours: Callable) -> Callable:
+    """Capture CUDA graphs anew for each picture."""
 
     def draw(*args, **options):
-        return generate(model, *args, **options, graphs=Graphs())
+        return ours(*args, **options, graphs=Graphs())
 
     return draw
 
@@ -126,9 +126,9 @@ def prepare(args: argparse.Namespace) -> tuple[Case, dict[str, Callable]]:
     torch.manual_seed(0)
     fill_randomly(case.model, case.device, case.dtype)
     devices.check_graphs(case.device, args.graphs)
-    if args.compile:
-        case.model.head = compiled(case.model.head, frozen=case.device.type == "cpu")
-    contenders: dict[str, Callable] = {"ours": graphed(case.model) if args.graphs else partial(generate, case.model)}
+    velocity = compiled_velocity(case.model.head, frozen=case.device.type == "cpu") if args.compile else None
+    ours = partial(generate, case.model, velocity=velocity)
+    contenders: dict[str, Callable] = {"ours": with_graphs(ours) if args.graphs else ours}
     if not args.no_baseline and args.sampler == BASELINE_SAMPLER:
         contenders["baseline"] = Baseline(case.model, case.device).generate
     return case, contenders

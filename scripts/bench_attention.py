@@ -30,8 +30,8 @@ import hardware
 import roofline
 from bench import at_least
 from bitdance_core import devices
-from bitdance_core.__main__ import DTYPES
-from bitdance_core.attention import attention, flash_attn_func
+from bitdance_core.cli import DTYPES
+from bitdance_core.model.attention import attention, flash_attn_func
 from random_models import CONFIGS, make_grid
 
 CALLS = 100  # in one measurement, as the head makes them: one after the other

@@ -55,13 +55,13 @@ def main() -> None:
 
 def measure(source: str, target: str, format: str, dtype: str) -> None:
     """Convert (or, without a format, only get ready to) and print seconds, bytes and this process's peak memory."""
-    from bitdance_core.convert import convert
+    from bitdance_core.checkpoints.convert import convert
 
     begun = time.perf_counter()
     if format:
         paths = convert(source, target, format, dtype)
     else:  # what any conversion takes: the libraries, and a model's description
-        from bitdance_core.checkpoint import read_checkpoint
+        from bitdance_core.checkpoints.checkpoint import read_checkpoint
 
         read_checkpoint(Path(source))
         paths = []
@@ -76,11 +76,11 @@ def write_synthetic(folder: Path, nbytes: int) -> int:
     """A model of about `nbytes` with random weights, in the official layout; bytes of the largest tensor."""
     import torch
 
-    from bitdance_core.autoencoder import BinaryAutoencoder
-    from bitdance_core.checkpoint import ASSETS, read_checkpoint
-    from bitdance_core.config import BackboneConfig
-    from bitdance_core.model import BitDance
-    from bitdance_core.safetensors_writer import Planned, write_safetensors
+    from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+    from bitdance_core.checkpoints.writer import Planned, write_safetensors
+    from bitdance_core.model.text_config import BackboneConfig
+    from bitdance_core.model.text_model import BitDance
+    from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 
     folder.mkdir()
     builtin = read_checkpoint(ASSETS / "builtin")

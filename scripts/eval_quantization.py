@@ -26,7 +26,7 @@ import numpy as np
 sys.path.append(str(ROOT))  # its `nodes` must not hide ComfyUI's
 import hardware
 from bitdance_core import BitDancePipeline
-from bitdance_core.weights import LAYERS
+from bitdance_core.checkpoints.load import LAYERS
 from in_process import import_pack
 from pictures import Picture, random_picture, read
 

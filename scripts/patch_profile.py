@@ -71,10 +71,9 @@ def watch(case: Case, contender: Callable, seed: int) -> tuple[profile, float]:
             wait(case.device)
             profiler.stop()
 
-    settings = case.branches, case.grid, case.sampling, case.batch
     generator = torch.Generator(case.device).manual_seed(seed)
     try:
-        contender(*settings, generator, case.device, case.dtype, drawn, lambda: len(moments) == 2)
+        contender(case.request, generator, case.device, case.dtype, drawn, lambda: len(moments) == 2)
     except Cancelled:
         pass
     return profiler, seconds_between(*moments)

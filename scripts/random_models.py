@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.autoencoder_config import AutoencoderConfig
-from bitdance_core.checkpoint import ASSETS, read_checkpoint
-from bitdance_core.config import AE_D16C32, PUBLISHED, BitDanceConfig
-from bitdance_core.imagenet import ImageNetModel
-from bitdance_core.imagenet_config import IMAGENET, ImageNetConfig
-from bitdance_core.model import BitDance
-from bitdance_core.patches import Grid
+from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.model.class_config import IMAGENET, ImageNetConfig
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.text_config import AE_D16C32, PUBLISHED, BitDanceConfig
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.model.tokenizer_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 
 Config = BitDanceConfig | ImageNetConfig
 Model = BitDance | ImageNetModel

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.autoencoder_config import AutoencoderConfig
-from bitdance_core.imagenet import ImageNetModel
-from bitdance_core.model import BitDance
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.model.tokenizer_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from meters import mark, seconds_between, wait
 
 BUFFER = {"cuda": 2 << 30, "cpu": 1 << 30}  # bytes, more than any cache holds

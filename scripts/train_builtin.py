@@ -29,12 +29,13 @@ from builtin_model import AUTOENCODER, SIDE, SIZES, TOKENS_PER_PATCH, model_conf
 from pictures import draw, random_picture
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.bits import binarize
-from bitdance_core.flow import velocity_from_x
-from bitdance_core.model import BitDance
-from bitdance_core.patches import Grid
-from bitdance_core.prompt import PromptTokenizer
+from bitdance_core.checkpoints.files import read_json
+from bitdance_core.model.binarize import binarize
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.prompt import PromptTokenizer
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
+from bitdance_core.sampling.flow import velocity_from_x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +216,7 @@ def hidden_states(model: BitDance, ids: Tensor, padding: Tensor, tokens: Tensor,
 
 
 def train_model(run: Path, settings: Settings, device: str) -> None:
-    prompts = PromptTokenizer.from_file(run / "tokenizer.json")
+    prompts = PromptTokenizer(read_json(run / "tokenizer.json"), str(run / "tokenizer.json"))
     autoencoder = load_autoencoder(run, "polish", device)
     torch.manual_seed(settings.seed + 1)  # initial weights only
     model = BitDance(model_config(prompts), device="cpu")

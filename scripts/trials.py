@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.config import Size
 from bitdance_core.errors import Cancelled
-from bitdance_core.flow import Sampling
-from bitdance_core.imagenet_config import ImageNetConfig
-from bitdance_core.patches import Grid
+from bitdance_core.model.class_config import ImageNetConfig
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.text_config import Size
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
 from meters import PeakMemory, mark, seconds_between, wait
 from random_models import Model, fill_randomly, tokenizer_of
 
@@ -47,7 +48,7 @@ class Case:
 
     @property
     def branches(self) -> list[list[int]]:
-        """What `context` takes: classes, or token ids of which only the count matters."""
+        """What a reader takes: classes, or token ids of which only the count matters."""
         config = self.model.config
         if isinstance(config, ImageNetConfig):
             return [[207] * self.batch, [config.null_class] * self.batch][: self.sampling.branches]
@@ -61,6 +62,10 @@ class Case:
         if isinstance(config, ImageNetConfig):
             return [config.class_tokens + config.tokens_per_patch - 1] * self.sampling.branches
         return [len(branch) for branch in self.branches]
+
+    @property
+    def request(self) -> Request:
+        return Request(self.branches, self.grid, self.sampling, self.batch)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -120,9 +125,9 @@ def draw(case: Case, contender: Callable, generator: torch.Generator) -> Run:
 
     wait(device)
     memory = PeakMemory(device)
-    begin, settings = mark(device), (case.branches, case.grid, case.sampling, case.batch)
+    begin = mark(device)
     try:
-        contender(*settings, generator, device, case.dtype, callback=drawn, cancel=cancel)
+        contender(case.request, generator, device, case.dtype, callback=drawn, cancel=cancel)
     except Cancelled:
         pass
     end = mark(device)

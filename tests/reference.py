@@ -6,13 +6,14 @@ It runs in the model's dtype. Tests use float64, in which no rounding is large e
 import torch
 from torch import Tensor
 
-from bitdance_core.bits import binarize
-from bitdance_core.editing import Edit
-from bitdance_core.flow import Sampling, sample_patch
-from bitdance_core.imagenet import ImageNetModel
-from bitdance_core.model import BitDance
-from bitdance_core.patches import Grid
-from bitdance_core.transformer import rope_tables
+from bitdance_core.model.binarize import binarize
+from bitdance_core.model.blocks import rope_tables
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.sampling.editing import Edit
+from bitdance_core.sampling.flow import sample_patch
+from bitdance_core.sampling.settings import Sampling
 
 
 def dtype_of(model: BitDance | ImageNetModel) -> torch.dtype:
@@ -94,7 +95,7 @@ def generate(
 
             return binarize(sample_patch(predict, noise, schedule, guidance, known)).to(dtype)
 
-        if sampling.draws_apart(i, grid.num_patches):
+        if sampling.is_separate(i, grid.num_patches):
             patches = [sample([cond], noise[i][:, half : half + 1], 1.0) for half, cond in enumerate(conds)]
         else:
             patches = [sample(conds, noise[i], guidance)] * len(branches)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline, ImageNetPipeline
-from bitdance_core.checkpoint import read_checkpoint
-from bitdance_core.convert import convert
-from bitdance_core.files import MAX_HEADER_BYTES, MAX_JSON_BYTES, read_json
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
+from bitdance_core.checkpoints.convert import convert
+from bitdance_core.checkpoints.files import MAX_HEADER_BYTES, MAX_JSON_BYTES, read_json
 
 P64 = golden.DATA / "t2i_p64"
 TINY, AE = (golden.DATA / "imagenet" / name for name in ("tiny_4x.pt", "ae_tiny_4x.pt"))

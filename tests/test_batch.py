@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageChops
 
 import golden
-from bitdance_core.__main__ import main
+from bitdance_core.cli import main
 from conftest import ROOT
 
 P16 = golden.DATA / "t2i_p16"
@@ -307,7 +307,7 @@ def test_folders_that_cannot_be(tmp_path, capsys):
 
 def test_without_ray_it_says_what_to_install(tmp_path):
     prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a cat"})
-    code = "import sys; sys.modules['ray'] = None; from bitdance_core.__main__ import main; sys.exit(main())"
+    code = "import sys; sys.modules['ray'] = None; from bitdance_core.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "batch", prompts, "--out", tmp_path / "out", "--ray"]
     result = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert (

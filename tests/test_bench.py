@@ -15,10 +15,11 @@ import random_models
 import roofline
 import test_imagenet
 from bitdance_core import BitDancePipeline
-from bitdance_core.flow import Sampling
-from bitdance_core.generate import generate
-from bitdance_core.kv_cache import KVCache
-from bitdance_core.pipeline import make_grid
+from bitdance_core.model.kv_cache import KVCache
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
+from bitdance_core.sampling.sizes import make_grid
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--layers", "1", "--steps", "3", "--patches", "2", "--runs", "1"]
@@ -111,7 +112,8 @@ def test_bad_settings_end_in_a_sentence(settings, message, capsys):
 
 def same_picture(model, branches, grid, sampling, num_images):
     def drawn_by(draw):
-        return draw(branches, grid, sampling, num_images, torch.Generator().manual_seed(1), CPU, torch.float32)
+        request = Request(branches, grid, sampling, num_images)
+        return draw(request, torch.Generator().manual_seed(1), CPU, torch.float32)
 
     ours = drawn_by(lambda *rest: generate(model, *rest))
     assert ours.abs().eq(1).all()

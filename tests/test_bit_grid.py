@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bitdance_core import BitDanceError
-from bitdance_core.bit_grid import BitGrid, load_bits, save_bits
+from bitdance_core.bits.grid import BitGrid, load_bits, save_bits
 
 
 @settings(max_examples=20)

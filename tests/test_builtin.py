@@ -8,8 +8,8 @@ from PIL import Image
 import eval_builtin
 import pictures
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoint import ASSETS
-from bitdance_core.info import describe
+from bitdance_core.checkpoints.checkpoint import ASSETS
+from bitdance_core.checkpoints.info import describe
 
 PROMPT = "a large red star on a blue background"
 

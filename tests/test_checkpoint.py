@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline
-from bitdance_core.checkpoint import ASSETS, locate, read_autoencoder, read_checkpoint
-from bitdance_core.config import BITDANCE_14B_16X, BITDANCE_14B_64X, SIZES_512, SIZES_1024, identify
-from bitdance_core.info import describe
-from bitdance_core.model import BitDance
+from bitdance_core.checkpoints.checkpoint import ASSETS, locate, read_autoencoder, read_checkpoint
+from bitdance_core.checkpoints.info import describe
+from bitdance_core.model.text_config import BITDANCE_14B_16X, BITDANCE_14B_64X, SIZES_512, SIZES_1024, identify
+from bitdance_core.model.text_model import BitDance
 
 P16, P64 = golden.DATA / "t2i_p16", golden.DATA / "t2i_p64"
 
@@ -152,7 +152,7 @@ def test_nothing_is_read_while_any_part_is_damaged(folder, monkeypatch):
     def never(*args):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("bitdance_core.weights.open_tensors", never)
+    monkeypatch.setattr("bitdance_core.checkpoints.load.open_tensors", never)
     with pytest.raises(BitDanceError, match="1 missing .decoder.conv_in.bias"):
         load(folder)
 

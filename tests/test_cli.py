@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import golden
 import hub_server
-from bitdance_core.__main__ import main
+from bitdance_core.cli import main
 from conftest import ROOT
 
 P16 = golden.DATA / "t2i_p16"
@@ -192,9 +192,9 @@ def test_download_shows_sizes_fetches_what_is_needed_and_continues(tmp_path):
 
 def test_a_download_that_does_not_fit_the_disk_does_not_start(tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("bitdance_core.hub.shutil.disk_usage", lambda _: usage)
-    monkeypatch.setattr("bitdance_core.hub.remote_files", lambda *_: {"BitDance_B_1x.pt": 2 * 10**9})
-    monkeypatch.setattr("bitdance_core.hub.snapshot_download", lambda *_, **__: pytest.fail("it started"))
+    monkeypatch.setattr("bitdance_core.checkpoints.hub.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("bitdance_core.checkpoints.hub.remote_files", lambda *_: {"BitDance_B_1x.pt": 2 * 10**9})
+    monkeypatch.setattr("bitdance_core.checkpoints.hub.snapshot_download", lambda *_, **__: pytest.fail("it started"))
     assert main(["download", "BitDance-B-1x", "--to", str(tmp_path / "new")]) == 1
     assert "2.0 GB are still to be downloaded, but the disk of" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

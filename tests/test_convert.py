@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline
-from bitdance_core.checkpoint import ASSETS, read_checkpoint
-from bitdance_core.convert import FORMATS, convert
+from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.checkpoints.convert import FORMATS, convert
 from conftest import ROOT
 from layouts import all_in_one, diffusers, tensors_of, three_files, to_fp8
 
@@ -145,7 +145,7 @@ def test_a_tokenizer_alone(tmp_path):
 
 
 def test_a_big_language_model_is_sharded(tmp_path, monkeypatch):
-    monkeypatch.setattr("bitdance_core.convert.SHARD_BYTES", 200_000)
+    monkeypatch.setattr("bitdance_core.checkpoints.convert.SHARD_BYTES", 200_000)
     convert(P16, tmp_path / "model", "official")
     assert len(list((tmp_path / "model").glob("model-*-of-*.safetensors"))) > 1
     same_tensors(tensors_of(tmp_path / "model"), tensors_of(P16))
@@ -202,7 +202,7 @@ def test_what_is_there_is_never_overwritten(tmp_path):
 def test_a_disk_that_lies_is_noticed(tmp_path, monkeypatch, damage):
     """What is read back is not what was written: the file never gets its name."""
     monkeypatch.setattr(
-        "bitdance_core.safetensors_writer.os.fsync", lambda file: damage(file, os.lseek(file, 0, os.SEEK_END))
+        "bitdance_core.checkpoints.writer.os.fsync", lambda file: damage(file, os.lseek(file, 0, os.SEEK_END))
     )
     with pytest.raises(BitDanceError, match="truncated|does not read back"):
         convert(P16, tmp_path / "all.safetensors", "single")
@@ -287,7 +287,7 @@ def test_numbers_too_large_for_fp16_are_said(tmp_path):
 
 def test_a_full_disk_is_said_beforehand(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("bitdance_core.convert.shutil.disk_usage", lambda _: usage(1, 1, 1000))
+    monkeypatch.setattr("bitdance_core.checkpoints.convert.shutil.disk_usage", lambda _: usage(1, 1, 1000))
     with pytest.raises(BitDanceError, match="are to be written, but the disk of .* has 0.0 GB free"):
         convert(P16, tmp_path / "x.safetensors", "single")
     assert not list(tmp_path.iterdir())

@@ -9,11 +9,13 @@ import eval_editing
 import golden
 import reference
 from bitdance_core import BitDanceError, BitDancePipeline
-from bitdance_core.bit_edits import bars, blend, differing, pad, planes, vary
-from bitdance_core.editing import make_edit, token_mask
-from bitdance_core.flow import Sampling, make_schedule
-from bitdance_core.generate import count_evaluations, generate
-from bitdance_core.patches import Grid
+from bitdance_core.bits.edits import bars, blend, differing, pad, planes, vary
+from bitdance_core.model.grid import Grid
+from bitdance_core.sampling.editing import make_edit, token_mask
+from bitdance_core.sampling.flow import make_schedule
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
 from test_generate import branches_of, planned
 
 SIZE = {"height": 32, "width": 48, "steps": 3}  # 2 x 3 patches of 4x4 tokens of 4 pixels
@@ -111,7 +113,7 @@ def test_edits_are_those_of_the_plain_reference(denoise, guidance, sampler, shar
     branches = branches_of(pipe, grid, "a photo of a red cat", guidance)
     noise = planned(grid, sampling, seed)
     generator = torch.Generator().manual_seed(seed)
-    drawn = generate(pipe.model, branches, grid, sampling, 1, generator, "cpu", torch.float64, edit=edit)
+    drawn = generate(pipe.model, Request(branches, grid, sampling, 1, edit), generator, "cpu", torch.float64)
     expected = reference.generate(pipe.model, branches, grid, sampling, noise, edit)
     assert (drawn > 0).equal(expected > 0)
     kept = mask < 0.5
@@ -147,10 +149,9 @@ def test_evaluations_are_counted_beforehand(pipe, start, patches, sampler):
     asked = []
     branches = branches_of(pipe, grid, "a cat", 1.0)
     generator = torch.Generator().manual_seed(0)
-    generate(
-        pipe.model, branches, grid, sampling, 1, generator, "cpu", torch.float32, None, lambda: asked.append(1), edit
-    )
-    assert len(asked) == count_evaluations(sampling, grid, edit)
+    request = Request(branches, grid, sampling, 1, edit)
+    generate(pipe.model, request, generator, "cpu", torch.float32, cancel=lambda: asked.append(1))
+    assert len(asked) == request.evaluations()
 
 
 def test_soft_masks_denoise_less():
@@ -191,12 +192,11 @@ def test_a_start_beyond_the_grid_leaves_the_closing_step():
         ({"init_bits": True, "mask": torch.ones(2, 8, 8)}, "a mask must be"),
         ({"init_bits": torch.zeros(16, 8, 12, dtype=torch.bool)}, r"init_bits must be \(n, C, h, w\)"),
         ({"init_bits": torch.zeros(2, 16, 8, 12, dtype=torch.bool), "num_images": 3}, r"expected \[3, 16, 8, 12\]"),
-        ({"guidance_interval": None}, "guidance interval"),
-        ({"guidance_interval": ("a", "b")}, "guidance interval"),
+        ({"guidance_interval": ("a", "b")}, "guidance_interval must be"),
         ({"regions": [(1, torch.ones(1, 8, 8))]}, "regions must be pairs"),
         ({"regions": [("a", torch.ones(2, 8, 8))]}, r"a mask must be \(1, H, W\)"),
         ({"noise_scale": -1.0}, "noise_scale must be"),
-        ({"guidance_interval": (0.7, 0.2)}, "guidance interval"),
+        ({"guidance_interval": (0.7, 0.2)}, "guidance_interval must be"),
         ({"time_shift": 0.0}, "time_shift must lie"),
         ({"last_steps": 0}, "last_steps must be"),
         ({"last_guidance": float("nan")}, "last_guidance must be"),
@@ -251,9 +251,8 @@ def test_regions_follow_their_own_prompts():
 
     def draw(branches, regions=None):
         generator = torch.Generator().manual_seed(1)
-        return generate(
-            pipe.model, branches, grid, sampling, 2, generator, "cpu", torch.float64, None, None, None, regions
-        )
+        request = Request(branches, grid, sampling, 2, regions=regions)
+        return generate(pipe.model, request, generator, "cpu", torch.float64)
 
     regions = torch.zeros(6, 16, dtype=torch.long)
     only_cat = draw([cat, unconditional])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pictures
-from bitdance_core.bit_grid import load_bits
+from bitdance_core.bits.grid import load_bits
 from graphs import PROMPT, Graph, load, sample, show
 
 CIRCLE = "a large red circle on a blue background"

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoint import ASSETS, read_checkpoint
-from bitdance_core.components import HEAD, LANGUAGE_MODEL
-from bitdance_core.flow import Sampling
-from bitdance_core.generate import generate
-from bitdance_core.graphs import Graphs
-from bitdance_core.patches import Grid
+from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.checkpoints.tensor_names import HEAD, LANGUAGE_MODEL
+from bitdance_core.model.graphs import Graphs
+from bitdance_core.model.grid import Grid
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
 from graphs import PROMPT
 from tracing import Traced
 
@@ -39,8 +40,8 @@ def draw(model, graphs=None):
     opening = host.prompts.opening(8, 8, 16)
     branches = [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening]
     sampling, generator = Sampling("euler_maruyama", 4, 3.0), torch.Generator().manual_seed(0)
-    arguments = branches, Grid(8, 8, 4), sampling, 1, generator, "cpu", torch.float32
-    return generate(host.diffusion_model, *arguments, graphs=graphs) > 0
+    request = Request(branches, Grid(8, 8, 4), sampling, 1)
+    return generate(host.diffusion_model, request, generator, "cpu", torch.float32, graphs=graphs) > 0
 
 
 def test_each_layer_is_prefetched_in_its_turn(pack, model, expected, monkeypatch):

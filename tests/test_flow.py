@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from bitdance_core.errors import BitDanceError
-from bitdance_core.flow import SAMPLERS, Sampling, guide, make_schedule, plan_noise, sample_patch, velocity_from_x
+from bitdance_core.sampling.flow import (
+    SAMPLERS,
+    guide,
+    make_schedule,
+    plan_noise,
+    sample_patch,
+    velocity_from_x,
+)
+from bitdance_core.sampling.settings import Sampling
 
 
 def test_schedule_ends_at_one():
@@ -97,13 +105,13 @@ def test_linear_guidance_grows_from_one():
     """It would reach its value just after the last patch; only the first patch has none."""
     sampling = Sampling("euler", 5, 4.0, schedule="linear")
     assert [sampling.guidance_of(i, 4) for i in range(4)] == [1, 1.75, 2.5, 3.25]
-    assert [sampling.draws_apart(i, 4) for i in range(4)] == [True, False, False, False]
+    assert [sampling.is_separate(i, 4) for i in range(4)] == [True, False, False, False]
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
 def test_without_guidance_nothing_is_scheduled(guidance):
     sampling = Sampling("euler", 5, guidance, schedule="linear")
-    assert sampling.branches == 1 and not sampling.draws_apart(0, 4)
+    assert sampling.branches == 1 and not sampling.is_separate(0, 4)
     assert [sampling.guidance_of(i, 4) for i in range(4)] == [guidance] * 4
 
 

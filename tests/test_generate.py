@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 import golden
 import reference
 from bitdance_core import BitDanceError, BitDancePipeline, Cancelled
-from bitdance_core.flow import SAMPLERS, Sampling, plan_noise
-from bitdance_core.generate import generate
-from bitdance_core.patches import Grid
-from bitdance_core.pipeline import make_grid
+from bitdance_core.model.grid import Grid
+from bitdance_core.sampling.flow import SAMPLERS, plan_noise
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
+from bitdance_core.sampling.sizes import make_grid
 
 PROMPTS = ("a photo of a red cat on the beach", "x")
 
@@ -20,7 +22,7 @@ PROMPTS = ("a photo of a red cat on the beach", "x")
 def planned(grid, sampling, seed, images=1):
     """What `generate` draws, patch by patch."""
     generator, patches = torch.Generator().manual_seed(seed), grid.num_patches
-    rows = [images * (2 if sampling.draws_apart(i, patches) else 1) for i in range(patches)]
+    rows = [images * (2 if sampling.is_separate(i, patches) else 1) for i in range(patches)]
     draws = sampling.schedule_of(0, patches).noise_draws
     return [plan_noise((count, grid.tokens_per_patch, 16), draws, generator) for count in rows]
 
@@ -40,7 +42,7 @@ def test_cached_and_batched_equals_uncached(name, guidance, sampler, schedule):
     branches = branches_of(pipe, grid, PROMPTS[0], guidance)
     sampling = Sampling(sampler, 4, guidance, schedule=schedule)
     generator = torch.Generator().manual_seed(5)
-    fast = generate(pipe.model, branches, grid, sampling, 1, generator, "cpu", torch.float64)
+    fast = generate(pipe.model, Request(branches, grid, sampling, 1), generator, "cpu", torch.float64)
     noise = planned(grid, sampling, seed=5)
     assert torch.equal(fast > 0, 0 < reference.generate(pipe.model, branches, grid, sampling, noise))
 
@@ -62,7 +64,7 @@ def test_a_batch_is_its_images_drawn_alone(images, rows, columns, guidance, prom
     sampling = Sampling("euler_maruyama", 2, guidance)
     noise = planned(grid, sampling, seed, images)
     generator = torch.Generator().manual_seed(seed)
-    together = generate(pipe.model, branches, grid, sampling, images, generator, "cpu", torch.float64)
+    together = generate(pipe.model, Request(branches, grid, sampling, images), generator, "cpu", torch.float64)
     for image in range(images):
         own = [draws[:, image : image + 1] for draws in noise]
         alone = reference.generate(pipe.model, branches, grid, sampling, own)

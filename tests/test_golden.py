@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import golden
-from bitdance_core.flow import make_schedule, plan_noise, sample_patch
-from bitdance_core.patches import Grid
-from bitdance_core.pipeline import make_grid
+from bitdance_core.model.grid import Grid
+from bitdance_core.sampling.flow import make_schedule, plan_noise, sample_patch
+from bitdance_core.sampling.sizes import make_grid
 
 models = pytest.mark.parametrize("name", golden.MODELS)
 cases = pytest.mark.parametrize(("name", "number"), golden.all_cases())
@@ -64,8 +64,8 @@ def test_conditioning_and_sample_of_the_first_patch(name, number):
     opening = pipe.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
     texts = [case["cond_ids"], case["uncond_ids"]][: 2 if case["cfg"] > 1 else 1]
     images = case.get("n", 1)
-    context = pipe.model.context([ids + opening for ids in texts], images, grid, 1, "cpu", torch.float32)
-    conditioning = context.prefill() + context.positions[0]
+    reader = pipe.model.reader([ids + opening for ids in texts], images, grid, 1, "cpu", torch.float32)
+    conditioning = reader.prefill() + reader.positions[0]
     close(conditioning, gold.values[f"case{number}.cond0"])
 
     head, schedule = pipe.model.head, make_schedule("euler_maruyama", case["steps"])

@@ -9,11 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import golden
 from bitdance_core import BitDanceError, BitDancePipeline, ImageNetPipeline
-from bitdance_core.editing import make_edit
-from bitdance_core.flow import Sampling
-from bitdance_core.generate import generate
-from bitdance_core.graphs import Graphs
-from bitdance_core.patches import Grid
+from bitdance_core.model.graphs import Graphs
+from bitdance_core.model.grid import Grid
+from bitdance_core.sampling.editing import make_edit
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
 from graphs import PROMPT
 from tracing import Traced
 
@@ -36,9 +37,9 @@ def draw(pipe, graphs, sampling=None, num_images=1, masked=False, cancel=None):
         mask[:, :, 3:] = 1
         edit = make_edit(torch.ones(1, 32, 8, 8) > 0, 0.7, mask, grid, num_images, 32)
     generator = torch.Generator().manual_seed(3)
-    arguments = branches, grid, sampling, num_images, generator, CPU, torch.float32
+    request = Request(branches, grid, sampling, num_images, edit)
     with torch.no_grad():
-        return generate(pipe.model, *arguments, cancel=cancel, edit=edit, graphs=graphs)
+        return generate(pipe.model, request, generator, CPU, torch.float32, cancel=cancel, graphs=graphs)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def draw(pipe, graphs, sampling=None, num_images=1, masked=False, cancel=None):
         ({"sampling": Sampling("heun", 4, 3.0)}, 1),
         ({"sampling": Sampling("euler", 4, 1.0)}, 1),
         ({"sampling": Sampling("euler_maruyama", 4, 3.0, last_guidance=1.5)}, 1),  # another guidance for each patch
-        ({"sampling": Sampling("euler_maruyama", 4, 3.0, guided=(0.2, 0.6), noise_scale=0.5)}, 1),
+        ({"sampling": Sampling("euler_maruyama", 4, 3.0, guidance_interval=(0.2, 0.6), noise_scale=0.5)}, 1),
         ({"sampling": Sampling("euler_maruyama", 4, 3.0, last_steps=11)}, 0),  # other steps for each: nothing repeats
         ({"sampling": Sampling("euler_maruyama", 4, 3.0, last_steps=5)}, 2),  # each of both kinds
     ],

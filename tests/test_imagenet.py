@@ -13,17 +13,20 @@ from torch import nn
 
 import golden
 import reference
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.checkpoint import read_imagenet
-from bitdance_core.config import AutoencoderConfig
-from bitdance_core.convert import convert
-from bitdance_core.editing import make_edit
+from bitdance_core.checkpoints.checkpoint import read_imagenet
+from bitdance_core.checkpoints.convert import convert
 from bitdance_core.errors import BitDanceError
-from bitdance_core.flow import Sampling, plan_noise, sample_patch
-from bitdance_core.generate import count_evaluations, generate
-from bitdance_core.imagenet import ImageNetModel, parameter_name
-from bitdance_core.imagenet_config import IMAGENET, ImageNetConfig
-from bitdance_core.imagenet_pipeline import ImageNetPipeline, class_numbers
+from bitdance_core.model.class_config import IMAGENET, ImageNetConfig
+from bitdance_core.model.class_model import ImageNetModel, parameter_name
+from bitdance_core.model.class_names import class_numbers
+from bitdance_core.model.text_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
+from bitdance_core.pipeline import ImageNetPipeline
+from bitdance_core.sampling.editing import make_edit
+from bitdance_core.sampling.flow import plan_noise, sample_patch
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
 from bitdance_core.tokenizer import BinaryTokenizer
 
 DATA = golden.DATA / "imagenet"
@@ -86,11 +89,11 @@ def test_the_sample_of_the_first_patch(name, number):
     sampling = Sampling("euler_maruyama", case["steps"], case["cfg"], schedule=options["schedule"])
     count, branches = len(case["labels"]), sampling.branches
     rows = [case["labels"], [pipe.config.null_class] * count][:branches]
-    context = model.context(rows, count, grid, 1, CPU, torch.float32)
+    reader = model.reader(rows, count, grid, 1, CPU, torch.float32)
     schedule = sampling.schedule_of(0, grid.num_patches)
-    cond = model.head.cond_embed(context.prefill() + context.positions[0])
+    cond = model.head.cond_embed(reader.prefill() + reader.positions[0])
     time = model.head.time_embed(torch.tensor(schedule.times), torch.float32)
-    apart = sampling.draws_apart(0, grid.num_patches)
+    apart = sampling.is_separate(0, grid.num_patches)
     noise = plan_noise(
         (count * (2 if apart else 1), grid.tokens_per_patch, pipe.config.bits),
         schedule.noise_draws,
@@ -136,7 +139,7 @@ def test_cached_and_batched_equals_uncached(name, edited):
         mask[:, 0, 0] = True  # the first patch, which the branches draw apart
         edit = make_edit(start, 0.8, mask, grid, 1, bits)
     drawn = generate(
-        model, [[4], [10]], grid, sampling, 1, torch.Generator().manual_seed(1), CPU, torch.float64, edit=edit
+        model, Request([[4], [10]], grid, sampling, 1, edit), torch.Generator().manual_seed(1), CPU, torch.float64
     )
     noise = planned_of(grid, sampling, bits)
     assert drawn.equal(reference.generate(model, [[4], [10]], grid, sampling, noise, edit).float())
@@ -144,7 +147,7 @@ def test_cached_and_batched_equals_uncached(name, edited):
 
 def planned_of(grid, sampling, bits):
     generator, patches = torch.Generator().manual_seed(1), grid.num_patches
-    halves = [2 if sampling.draws_apart(i, patches) else 1 for i in range(patches)]
+    halves = [2 if sampling.is_separate(i, patches) else 1 for i in range(patches)]
     draws = sampling.schedule_of(0, patches).noise_draws
     return [plan_noise((rows, grid.tokens_per_patch, bits), draws, generator) for rows in halves]
 
@@ -163,7 +166,7 @@ def test_evaluations_are_counted_beforehand():
     pipe, _, _ = load("tiny_16x")
     asked, seen = [], []
     pipe.generate([1], steps=2, cancel=lambda: asked.append(1), callback=lambda *of: seen.append(of[:2]))
-    assert len(asked) - 1 == count_evaluations(Sampling("euler_maruyama", 2, 4.0, schedule="linear"), pipe.model.grid)
+    assert len(asked) - 1 == pipe.request([1], steps=2).evaluations()
     assert seen == [(i + 1, 16) for i in range(16)]
 
 

@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from bitdance_core.errors import BitDanceError
-from bitdance_core.imagenet_classes import class_index, class_labels, class_names, parse_classes
+from bitdance_core.model.class_names import class_index, class_labels, class_names, parse_classes
 from conftest import ROOT
 
 
@@ -62,4 +62,4 @@ def test_lists_of_classes():
 
 def test_the_list_is_in_the_package():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert "imagenet_classes.txt" in data["bitdance_core"]
+    assert "model/class_names.txt" in data["bitdance_core"]

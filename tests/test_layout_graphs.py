@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDancePipeline
-from bitdance_core.bit_grid import load_bits
-from bitdance_core.convert import convert
+from bitdance_core.bits.grid import load_bits
+from bitdance_core.checkpoints.convert import convert
 from comfyui import Server, error_of
 from graphs import Graph, draw, load, sample, show
 from hub_server import serve

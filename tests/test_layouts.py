@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline, ImageNetPipeline
-from bitdance_core.checkpoint import read_checkpoint
-from bitdance_core.convert import convert
-from bitdance_core.info import describe
-from bitdance_core.pipeline import make_grid
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
+from bitdance_core.checkpoints.convert import convert
+from bitdance_core.checkpoints.info import describe
+from bitdance_core.sampling.sizes import make_grid
 from layouts import all_in_one, diffusers, tensors_of, three_files
 
 P16, P64 = golden.DATA / "t2i_p16", golden.DATA / "t2i_p64"

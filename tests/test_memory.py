@@ -10,14 +10,15 @@ from safetensors.torch import save_file
 
 import golden
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoint import ASSETS, read_checkpoint
-from bitdance_core.editing import make_edit
-from bitdance_core.flow import Sampling
-from bitdance_core.generate import generate
-from bitdance_core.imagenet import ImageNetModel
-from bitdance_core.imagenet_config import IMAGENET
-from bitdance_core.memory import drawing_bytes
-from bitdance_core.patches import Grid
+from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.model.class_config import IMAGENET
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.grid import Grid
+from bitdance_core.sampling.editing import make_edit
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.memory import drawing_bytes
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
 from graphs import PROMPT
 from peak_memory import PeakMemory
 
@@ -48,7 +49,7 @@ def draw(model, branches=None, num_images=1, steps=4):
     branches = branches or [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening]
     sampling = Sampling("euler_maruyama", steps, 3.0)
     generator = torch.Generator().manual_seed(0)
-    bits = generate(host.diffusion_model, branches, grid, sampling, num_images, generator, CPU, torch.float32)
+    bits = generate(host.diffusion_model, Request(branches, grid, sampling, num_images), generator, CPU, torch.float32)
     return bits > 0
 
 
@@ -197,7 +198,7 @@ def test_the_memory_that_is_asked_for_is_what_drawing_takes(model, height, width
     sampling = Sampling("euler_maruyama", steps, 3.0 if prompts == 2 else 1.0)
     generator = torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
-        generate(host.diffusion_model, branches, grid, sampling, num_images, generator, CPU, torch.float32)
+        generate(host.diffusion_model, Request(branches, grid, sampling, num_images), generator, CPU, torch.float32)
     assert memory.peak <= estimate <= 1.15 * memory.peak, (memory.peak, estimate)
 
 
@@ -212,7 +213,7 @@ def test_the_memory_of_an_edit_counts_what_is_read_at_once(model):
     estimate = drawing_bytes(host.config, grid, [len(ids) for ids in branches], 1, 4, 4, edit.longest_read(grid))
     sampling, generator = Sampling("euler_maruyama", 4, 3.0), torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
-        generate(host.diffusion_model, branches, grid, sampling, 1, generator, CPU, torch.float32, edit=edit)
+        generate(host.diffusion_model, Request(branches, grid, sampling, 1, edit), generator, CPU, torch.float32)
     assert edit.longest_read(grid) == 31
     assert memory.peak <= estimate <= 1.15 * memory.peak, (memory.peak, estimate)
 
@@ -325,7 +326,7 @@ def test_the_memory_of_an_imagenet_model(tokens_per_patch, num_images, guidance,
     estimate = drawing_bytes(config, model.grid, lengths, num_images, 2, 4, longest)
     sampling, generator = Sampling("euler_maruyama", 2, guidance, schedule="linear"), torch.Generator().manual_seed(0)
     with PeakMemory() as memory:
-        generate(model, labels, model.grid, sampling, num_images, generator, CPU, torch.float32, edit=edit)
+        generate(model, Request(labels, model.grid, sampling, num_images, edit), generator, CPU, torch.float32)
     assert memory.peak <= estimate <= 1.15 * memory.peak, (memory.peak, estimate)
 
 
@@ -338,7 +339,7 @@ def test_patches_reach_the_tables_of_an_imagenet_model(pack, latent_format, key)
 
     def bits(model):
         network, generator = model.model.diffusion_model, torch.Generator().manual_seed(0)
-        return generate(network, [[3]], grid, sampling, 1, generator, CPU, torch.float32)
+        return generate(network, Request([[3]], grid, sampling, 1), generator, CPU, torch.float32)
 
     plain = bits(model)
     weight = model.model.state_dict()["diffusion_model." + key]

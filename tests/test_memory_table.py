@@ -5,7 +5,7 @@ import re
 import pytest
 
 import memory_table
-from bitdance_core.config import PUBLISHED
+from bitdance_core.model.text_config import PUBLISHED
 
 
 @pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: config.family)

@@ -7,7 +7,7 @@ from PIL import Image
 
 import pictures
 from bitdance_core import BinaryTokenizer
-from bitdance_core.metrics import psnr, ssim
+from bitdance_core.bits.metrics import psnr, ssim
 from graphs import Graph
 from test_graphs import listen
 

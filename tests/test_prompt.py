@@ -9,10 +9,11 @@ from tokenizers import Tokenizer
 
 import golden
 from bitdance_core import BitDanceError
-from bitdance_core.prompt import PromptTokenizer
+from bitdance_core.checkpoints.files import read_json
+from bitdance_core.model.prompt import PromptTokenizer
 
 FILE = golden.DATA / "t2i_p16" / "tokenizer.json"
-PROMPTS = PromptTokenizer.from_file(FILE)
+PROMPTS = PromptTokenizer(read_json(FILE), str(FILE))
 DATA = json.loads(FILE.read_text())
 SPECIAL = {token["id"]: token["content"] for token in DATA["added_tokens"]}
 WHOLE = Tokenizer.from_file(str(FILE))

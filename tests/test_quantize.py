@@ -5,12 +5,13 @@ import torch
 
 import golden
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoint import ASSETS, read_checkpoint
-from bitdance_core.convert import convert
-from bitdance_core.flow import Sampling
-from bitdance_core.generate import generate
-from bitdance_core.patches import Grid
-from bitdance_core.weights import LAYERS
+from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.checkpoints.convert import convert
+from bitdance_core.checkpoints.load import LAYERS
+from bitdance_core.model.grid import Grid
+from bitdance_core.sampling.generate import generate
+from bitdance_core.sampling.plan import Request
+from bitdance_core.sampling.settings import Sampling
 from graphs import PROMPT, Graph, means, show
 from graphs import draw as draw_bits
 
@@ -43,7 +44,7 @@ def draw(model):
     branches = [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening]
     sampling, generator = Sampling("euler_maruyama", 8, 3.0), torch.Generator().manual_seed(0)
     cpu = torch.device("cpu")
-    return generate(host.diffusion_model, branches, grid, sampling, 1, generator, cpu, torch.float32) > 0
+    return generate(host.diffusion_model, Request(branches, grid, sampling, 1), generator, cpu, torch.float32) > 0
 
 
 def test_the_loaders_offer_what_this_comfyui_computes_in(pack):

@@ -10,8 +10,9 @@ from torch import nn
 import builtin_model
 import train_builtin
 from bitdance_core import BitDancePipeline
-from bitdance_core.patches import Grid
-from bitdance_core.prompt import PromptTokenizer
+from bitdance_core.checkpoints.files import read_json
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.prompt import PromptTokenizer
 from conftest import ROOT
 
 QUICK = [
@@ -58,11 +59,11 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(tmp_path):
 
 def test_training_sees_what_sampling_sees(tmp_path):
     """One pass over a whole picture gives the conditioning that the engine computes patch by patch."""
-    from bitdance_core.context import TextContext
+    from bitdance_core.model.text_model import TextReader
 
     train_tokens = tmp_path / "tokenizer.json"
     builtin_model.train_prompt_tokenizer().save(str(train_tokens))
-    prompts = PromptTokenizer.from_file(train_tokens)
+    prompts = PromptTokenizer(read_json(train_tokens), str(train_tokens))
     torch.manual_seed(0)
     model = train_builtin.BitDance(builtin_model.model_config(prompts), device="cpu")
     grid = Grid(8, 16, 4)
@@ -72,11 +73,11 @@ def test_training_sees_what_sampling_sees(tmp_path):
     at_once = train_builtin.hidden_states(model, ids, padding, tokens, grid)
 
     rows = [row[pad:].tolist() for row, pad in zip(ids, padding)]
-    context = TextContext(model, rows, grid, grid.num_patches, "cpu", torch.float32)
-    hidden = [context.prefill()]
+    reader = TextReader(model, rows, grid, grid.num_patches, "cpu", torch.float32)
+    hidden = [reader.prefill()]
     for i in range(grid.num_patches - 1):
-        hidden.append(context.read(tokens[:, i : i + 1], i))
-    torch.testing.assert_close(at_once, torch.stack(hidden, dim=1) + context.positions, atol=1e-4, rtol=1e-4)
+        hidden.append(reader.read(tokens[:, i : i + 1], i))
+    torch.testing.assert_close(at_once, torch.stack(hidden, dim=1) + reader.positions, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["a small red circle on a white background", "Zwölf Boxkämpfer 🎈"])

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 import pictures
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.autoencoder_config import AutoencoderConfig, HalfConfig, UniWeTokConfig
-from bitdance_core.checkpoint import ASSETS, read_autoencoder
+from bitdance_core.checkpoints.checkpoint import ASSETS, read_autoencoder
+from bitdance_core.model.tokenizer_config import AutoencoderConfig, HalfConfig, UniWeTokConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from graphs import PROMPT
 from peak_memory import PeakMemory
 

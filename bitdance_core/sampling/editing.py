@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BitDanceError
+from ..model.grid import Grid
 from .flow import Known
-from ..patches import Grid
 
 THRESHOLD = 0.5  # of a mask: from here on a token is redrawn
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..bits import binarize
 from ..errors import Cancel, check_cancelled
-from ..graphs import Graphs
-from ..imagenet import ImageNetModel
-from ..model import BitDance
+from ..model.binarize import binarize
+from ..model.class_model import ImageNetModel
+from ..model.graphs import Graphs
+from ..model.text_model import BitDance
 from .canvas import Canvas
 from .flow import plan_noise
 from .patch import HeadVelocity, PatchSampler

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..autoencoder import decoder_levels, encoder_levels
-from ..config import AutoencoderConfig, BitDanceConfig
-from ..head import steps_at_once
-from ..imagenet_config import ImageNetConfig
-from ..patches import Grid
+from ..model.class_config import ImageNetConfig
+from ..model.grid import Grid
+from ..model.head import steps_at_once
+from ..model.text_config import BitDanceConfig
+from ..model.tokenizer_config import AutoencoderConfig
+from ..model.tokenizer_network import decoder_levels, encoder_levels
+from .plan import Request
 
 
 def drawing_bytes(
@@ -57,6 +59,23 @@ def drawing_bytes(
     table = (steps + 1) * head.width * size + grid.num_patches * P * width * (4 + size)
     working = layer + block if recorded else max(layer, block)
     return cache + working + between + noise + table
+
+
+def request_bytes(
+    config: BitDanceConfig | ImageNetConfig, request: Request, itemsize: int, recorded: bool = False
+) -> int:
+    """Count the bytes that `generate` takes for a request; see `drawing_bytes`."""
+    sampling, edit = request.sampling, request.edit
+    return drawing_bytes(
+        config,
+        request.grid,
+        [config.prompt_length(branch) for branch in request.branches],
+        request.num_images,
+        max(sampling.steps, sampling.last_steps or 0),
+        itemsize,
+        1 if edit is None else edit.longest_read(request.grid),
+        recorded,
+    )
 
 
 def encoding_bytes(config: AutoencoderConfig, height: int, width: int, itemsize: int) -> int:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import BitDanceError, Cancel, check_cancelled
-from ..graphs import Graphs
-from ..head import DiffusionHead, steps_at_once
+from ..model.graphs import Graphs
+from ..model.head import DiffusionHead, steps_at_once
 from ..parts import HEAD
 from .flow import Known, Schedule, guided_velocity, integrate
 from .plan import Step

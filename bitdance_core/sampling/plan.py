@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from ..patches import Grid
+from ..model.grid import Grid
 from .editing import Edit
 from .flow import Schedule
 from .settings import Sampling

@@ -6,14 +6,12 @@ import dataclasses
 import math
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import BitDanceError, whole_number
+from ..model.class_config import ImageNetConfig
+from ..model.text_config import BitDanceConfig
 from .flow import DEFAULT_SAMPLER, Schedule, find_sampler, make_schedule
-
-if TYPE_CHECKING:
-    from ..config import BitDanceConfig
-    from ..imagenet_config import ImageNetConfig
 
 GUIDANCE_SCHEDULES = ("constant", "linear")
 

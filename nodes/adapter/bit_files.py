@@ -10,7 +10,7 @@ from pathlib import Path
 import folder_paths
 from comfy.cli_args import args
 
-from ...bitdance_core.bit_grid import BitGrid, save_bits
+from ...bitdance_core.bits.grid import BitGrid, save_bits
 from ...bitdance_core.errors import MissingFileError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

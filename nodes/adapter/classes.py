@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.imagenet_classes import class_index, class_labels, parse_classes
-from ...bitdance_core.imagenet_config import ImageNetConfig
+from ...bitdance_core.model.class_config import ImageNetConfig
+from ...bitdance_core.model.class_names import class_index, class_labels, parse_classes
 from .model import check_model
 from .text import TEXT, check_options, has_region
 

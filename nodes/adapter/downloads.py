@@ -12,9 +12,9 @@ from pathlib import Path
 import comfy.model_management as mm
 import comfy.utils
 
-from ...bitdance_core import hub
+from ...bitdance_core.checkpoints import hub
+from ...bitdance_core.checkpoints.hub import Published
 from ...bitdance_core.errors import MissingFileError
-from ...bitdance_core.hub import Published
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -26,8 +26,8 @@ def fetch(model: Published, folder: Path) -> None:
     hub.check_space(sizes, folder)
     logging.info(f"[BitDance] downloading {model.repository} ({total / 1e9:.1f} GB) to {folder}")
     bar = comfy.utils.ProgressBar(max(total, 1))
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bitdance_core import hub; sys.exit(hub.main())"
-    command = [sys.executable, "-c", code, model.repository, str(folder), *sizes]
+    code = "import sys; sys.path.insert(0, {!r}); from bitdance_core.checkpoints.hub import main; sys.exit(main())"
+    command = [sys.executable, "-c", code.format(str(ROOT)), model.repository, str(folder), *sizes]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             while process.poll() is None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ...bitdance_core import bit_edits
-from ...bitdance_core.bit_grid import BitGrid
-from ...bitdance_core.editing import THRESHOLD, token_mask
+from ...bitdance_core.bits.grid import BitGrid
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.patches import Grid
+from ...bitdance_core.model.grid import Grid
+from ...bitdance_core.sampling.editing import THRESHOLD, token_mask
 from .latents import check_drawn
 from .model import check_model
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import folder_paths
 
 from ...bitdance_core import hub
-from ...bitdance_core.checkpoint import ASSETS, builtin_models, read_autoencoder
-from ...bitdance_core.components import (
+from ...bitdance_core.checkpoints.checkpoint import ASSETS, builtin_models, read_autoencoder
+from ...bitdance_core.checkpoints.hub import Published
+from ...bitdance_core.checkpoints.layouts import COMFY_FOLDERS, WEIGHTS, files_of_set, missing_files
+from ...bitdance_core.checkpoints.tensor_names import (
     CLASS_MODEL,
     HEAD,
     LANGUAGE_MODEL,
@@ -20,8 +22,6 @@ from ...bitdance_core.components import (
     read_components,
 )
 from ...bitdance_core.errors import BitDanceError, MissingFileError
-from ...bitdance_core.hub import Published
-from ...bitdance_core.layout import COMFY_FOLDERS, WEIGHTS, files_of_set, missing_files
 from .downloads import fetch
 
 FOLDER = "bitdance"  # under models/, and in extra_model_paths.yaml

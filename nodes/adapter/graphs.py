@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import comfy.model_patcher
 
-from ...bitdance_core.components import HEAD, LANGUAGE_MODEL
-from ...bitdance_core.graphs import Graphs
+from ...bitdance_core.checkpoints.tensor_names import HEAD, LANGUAGE_MODEL
+from ...bitdance_core.model.graphs import Graphs
 from .model import BitDanceHead
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import comfy.model_management as mm
 import torch
 
-from ...bitdance_core.bit_grid import BitGrid
+from ...bitdance_core.bits.grid import BitGrid
 from ...bitdance_core.errors import BitDanceError
 from .vae import check_vae
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import comfy.sd
 
-from ...bitdance_core.checkpoint import ImageNetCheckpoint, read_autoencoder, read_checkpoint, read_imagenet
-from ...bitdance_core.components import CLASS_MODEL
-from ...bitdance_core.layout import find_layout
-from ...bitdance_core.prompt import published_tokenizer
+from ...bitdance_core.checkpoints.checkpoint import ImageNetCheckpoint, read_autoencoder, read_checkpoint, read_imagenet
+from ...bitdance_core.checkpoints.layouts import find_layout
+from ...bitdance_core.checkpoints.tensor_names import CLASS_MODEL
+from ...bitdance_core.model.prompt import published_tokenizer
 from .folders import Source, imagenet_tokenizer
 from .model import load_model
 from .previews import BitsFormat, fit_rgb_factors

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...bitdance_core import metrics
-from ...bitdance_core.bit_grid import BitGrid
+from ...bitdance_core.bits.grid import BitGrid
+from ...bitdance_core.bits.metrics import Reconstruction
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.metrics import Reconstruction
 from .latents import check_drawn
 
 MOST_CROPPED = 64  # pixels of a side: less than this, a tokenizer may leave out

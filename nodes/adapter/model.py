@@ -14,12 +14,12 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
-from ...bitdance_core.checkpoint import Checkpoint, ImageNetCheckpoint
-from ...bitdance_core.config import AutoencoderConfig
+from ...bitdance_core.checkpoints.checkpoint import Checkpoint, ImageNetCheckpoint
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.imagenet import ImageNetModel
-from ...bitdance_core.model import BitDance
-from ...bitdance_core.prompt import PromptTokenizer
+from ...bitdance_core.model.class_model import ImageNetModel
+from ...bitdance_core.model.prompt import PromptTokenizer
+from ...bitdance_core.model.text_config import AutoencoderConfig
+from ...bitdance_core.model.text_model import BitDance
 from .previews import BitsFormat
 from .weights import WEIGHT_DTYPES, Precision, choose_precision, make_patcher, read_weights
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...bitdance_core.config import AutoencoderConfig
+from ...bitdance_core.model.text_config import AutoencoderConfig
 
 SIDE = 8  # tokens on a side of each picture that is fitted to
 RIDGE = 1e-2  # keeps factors of bits that hardly vary small

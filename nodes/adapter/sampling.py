@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
 import comfy.model_management as mm
@@ -10,16 +9,16 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ...bitdance_core.bit_grid import BitGrid
-from ...bitdance_core.config import Defaults
-from ...bitdance_core.editing import Edit, make_edit
+from ...bitdance_core.bits.grid import BitGrid
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.flow import Sampling
-from ...bitdance_core.generate import count_evaluations, generate
-from ...bitdance_core.head import compiled as compiled_head
-from ...bitdance_core.memory import drawing_bytes
-from ...bitdance_core.patches import Grid
-from ...bitdance_core.pipeline import make_grid
+from ...bitdance_core.model.grid import Grid
+from ...bitdance_core.sampling.editing import Edit, make_edit
+from ...bitdance_core.sampling.generate import generate
+from ...bitdance_core.sampling.memory import request_bytes
+from ...bitdance_core.sampling.patch import HeadVelocity, compiled_velocity
+from ...bitdance_core.sampling.plan import Request
+from ...bitdance_core.sampling.settings import Sampling
+from ...bitdance_core.sampling.sizes import make_grid
 from .classes import read_classes
 from .graphs import graphs_of
 from .model import BitDanceHost, check_model, patchers_of
@@ -39,11 +38,20 @@ class Options:
     schedule: str = "auto"
     cuda_graphs: bool = False
 
-    def schedule_for(self, defaults: Defaults) -> str:
-        """The model's own guidance schedule, unless another is asked for, or a last value for it."""
-        if self.schedule != "auto":
-            return self.schedule
-        return "constant" if self.last_cfg else defaults.schedule
+    def sampling(self, config, sampler: str, steps: int, cfg: float) -> Sampling:
+        """Complete the sampler node's inputs with these, and with the model's own settings where they are 0 or auto."""
+        return Sampling.for_model(
+            config,
+            sampler,
+            steps or None,
+            cfg or None,
+            time_shift=self.time_shift or None,
+            last_steps=self.last_steps or None,
+            last_guidance=self.last_cfg or None,
+            guidance_interval=self.guided,
+            noise_scale=self.noise_scale,
+            schedule=None if self.schedule == "auto" else self.schedule,
+        )
 
 
 def draw(
@@ -81,29 +89,15 @@ def draw(
         raise BitDanceError(
             f"{config.family} draws {side}x{side} pixels alone, found {width}x{height} (width x height)"
         )
-    sampling = Sampling(
-        sampler,
-        steps or defaults.steps,
-        guidance or defaults.guidance,
-        options.time_shift or config.head.time_shift,
-        options.last_steps or None,
-        options.last_cfg or None,
-        options.guided,
-        options.noise_scale,
-        options.schedule_for(defaults),
-    )
+    sampling = options.sampling(config, sampler, steps, guidance)
     subject = _read(host, positive, negative, grid, bits.batch, guided=sampling.branches > 1)
     edit = _edit(bits, denoise, mask, grid, autoencoder.bits, subject.num_images)
-    evaluations = count_evaluations(sampling, grid, edit)
+    request = Request(subject.branches, grid, sampling, subject.num_images, edit, subject.regions)
+    evaluations = request.evaluations()
     if not evaluations:
         return replace(bits, batch=subject.num_images, packed=bits.packed.expand(subject.num_images, -1), mask=None)
 
-    most_steps = max(sampling.steps, sampling.last_steps or 0)
-    longest_read = 1 if edit is None else edit.longest_read(grid)
-    size = host.precision.compute.itemsize
-    memory = drawing_bytes(
-        config, grid, subject.lengths, subject.num_images, most_steps, size, longest_read, options.cuda_graphs
-    )
+    memory = request_bytes(config, request, host.precision.compute.itemsize, options.cuda_graphs)
     patchers = patchers_of(model)
     mm.load_models_gpu(patchers, memory_required=memory)
     graphs = graphs_of(patchers) if options.cuda_graphs else None
@@ -123,32 +117,27 @@ def draw(
         preview = previewer.decode_latent_to_preview_image("JPEG", canvas) if previewer else None
         bar.update_absolute(begun, preview=preview)
 
-    network = compiled(model)
+    network = host.diffusion_model
     with prefetching(model, getattr(network, "backbone", network)):
         drawn = generate(
             network,
-            subject.branches,
-            grid,
-            sampling,
-            subject.num_images,
+            request,
             torch.Generator("cpu").manual_seed(seed),
             model.load_device,
             host.precision.compute,
             after_patch,
             before_evaluation,
-            edit,
-            subject.regions,
             graphs,
+            compiled(model),
         )
     return BitGrid.from_bits(drawn, autoencoder.downscale, subject.text)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What to draw: `generate`'s branches and regions, each branch's length in tokens, and the words for it."""
+    """What to draw: a request's branches and regions, and the words for it."""
 
     branches: list[list[int]]
-    lengths: list[int]
     num_images: int
     regions: torch.Tensor | None
     text: str
@@ -158,14 +147,13 @@ def _read(host: BitDanceHost, positive, negative, grid: Grid, batch: int, guided
     """The CONDITIONINGs, as this model can follow them. Raises BitDanceError for what it cannot."""
     if host.prompts is None:
         branches, text = read_classes(host.config, positive, negative, batch, guided)
-        length = host.config.class_tokens + grid.tokens_per_patch - 1
-        return _Subject(branches, [length] * len(branches), len(branches[0]), None, text)
+        return _Subject(branches, len(branches[0]), None, text)
     opening = host.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
     conditional, regions, text = read_positive(positive, host.prompts, grid, host.autoencoder.downscale)
     branches = [ids + opening for ids in conditional]
     if guided:
         branches.append(read_prompt(negative, host.prompts, "negative") + opening)
-    return _Subject(branches, [len(ids) for ids in branches], batch, regions, text)
+    return _Subject(branches, batch, regions, text)
 
 
 def _edit(
@@ -182,13 +170,7 @@ def _edit(
     return make_edit(bits.bits() if bits.packed is not None else None, denoise, mask, grid, batch, channels)
 
 
-def compiled(model):
-    """The networks, the head compiled where a TorchCompileModel node asked for it."""
-    network = model.model.diffusion_model
+def compiled(model) -> HeadVelocity | None:
+    """Compile the head where a TorchCompileModel node asks for it."""
     options = model.model_options.get("torch_compile_kwargs")
-    if options is None:
-        return network
-    # the same parts, in an object of its own: the model keeps its head as it is
-    other = copy.copy(network)
-    other.__dict__["head"] = compiled_head(network.head, **options)
-    return other
+    return None if options is None else compiled_velocity(model.model.diffusion_model.head, **options)

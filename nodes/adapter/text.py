@@ -8,10 +8,10 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
-from ...bitdance_core.editing import THRESHOLD, region_map, token_mask
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.patches import Grid
-from ...bitdance_core.prompt import PromptTokenizer
+from ...bitdance_core.model.grid import Grid
+from ...bitdance_core.model.prompt import PromptTokenizer
+from ...bitdance_core.sampling.editing import THRESHOLD, region_map, token_mask
 
 IDS, TEXT = "bitdance_ids", "bitdance_text"  # keys in a CONDITIONING's options
 # options of stock nodes that ask for what a token's prompt cannot give

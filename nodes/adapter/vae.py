@@ -11,12 +11,12 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...bitdance_core.autoencoder import BinaryAutoencoder, bit_statistics
-from ...bitdance_core.bits import binarize
-from ...bitdance_core.components import Component
-from ...bitdance_core.config import AutoencoderConfig
+from ...bitdance_core.checkpoints.tensor_names import Component
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.memory import decoding_bytes, encoding_bytes
+from ...bitdance_core.model.binarize import binarize
+from ...bitdance_core.model.text_config import AutoencoderConfig
+from ...bitdance_core.model.tokenizer_network import BinaryAutoencoder, bit_statistics
+from ...bitdance_core.sampling.memory import decoding_bytes, encoding_bytes
 from .tiles import TokenizerOperations, tiled
 from .weights import SUPPORTED, make_patcher, read_weights
 

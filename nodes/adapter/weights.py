@@ -16,10 +16,10 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...bitdance_core.components import Component, Quantization, TensorInfo
+from ...bitdance_core.checkpoints.files import is_torch_file, open_tensors
+from ...bitdance_core.checkpoints.load import LAYERS, check_finite, check_tensors, is_scaled, scaled
+from ...bitdance_core.checkpoints.tensor_names import Component, Quantization, TensorInfo
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.files import is_torch_file, open_tensors
-from ...bitdance_core.weights import LAYERS, check_finite, check_tensors, is_scaled, scaled
 from .quantize import CHOICES, NOTE, choices, note, quantize
 
 SUPPORTED = [torch.bfloat16, torch.float32]  # the head's numbers leave float16's range

@@ -1,0 +1,231 @@
+"""Where the parts of a model lie: the official folder, the diffusers folder, single files (SPEC.md section 2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import BitDanceError, MissingFileError
+from .files import MAX_JSON_BYTES, open_tensors, read_json
+from .tensor_names import (
+    CLASS_MODEL,
+    HEAD,
+    LANGUAGE_MODEL,
+    PROJECTOR,
+    PROMPTS,
+    PROMPTS_KEY,
+    TOKENIZER,
+    Component,
+    read_components,
+)
+
+PARTS = (LANGUAGE_MODEL, PROJECTOR, HEAD, TOKENIZER)
+WEIGHTS = (".safetensors", ".sft", ".pt", ".pth", ".bin", ".ckpt")
+TOKENIZER_FILES = ("ae_config.json", "ae.safetensors")
+FOLDER_FILES = (
+    "config.json", "vision_head_config.json", "vision_head.safetensors", "projector.safetensors",
+    *TOKENIZER_FILES, "tokenizer.json",
+)  # fmt: skip
+# ComfyUI's folders for single files, and what each holds
+COMFY_FOLDERS = {"diffusion_models": HEAD, "text_encoders": LANGUAGE_MODEL, "vae": TOKENIZER}
+_DIFFUSERS = {LANGUAGE_MODEL: "text_encoder", PROJECTOR: "projector", HEAD: "diffusion_head", TOKENIZER: "autoencoder"}
+NOTE = "bitdance"  # our converter's own key in a file's header
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model on disk, unchecked: its parts by name, its configurations as far as there are files of them.
+
+    `configs` maps a part's name, or "own" for `bitdance.json`, to what is said of it and where.
+    """
+
+    name: str
+    path: Path
+    parts: dict[str, Component]
+    configs: dict[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
+    prompts: Path | None = None
+
+    def read_prompts(self) -> tuple[dict[str, Any], str] | None:
+        """The tokenizer.json of the model and where it stands: a file, or a tensor of bytes in a file of weights."""
+        if PROMPTS in self.parts:
+            info = self.parts[PROMPTS].tensors[PROMPTS_KEY]
+            if info.dtype != "U8" or len(info.shape) != 1 or info.shape[0] > MAX_JSON_BYTES:
+                raise BitDanceError(
+                    f"{info.file}: {info.key} is {list(info.shape)} of {info.dtype}, not a text's bytes"
+                )
+            with open_tensors(info.file) as file:
+                text = file.get_tensor(info.key).numpy().tobytes()
+            return _json_object(text, f"{info.file}: {info.key}"), str(info.file)
+        return (read_json(self.prompts), str(self.prompts)) if self.prompts else None
+
+
+def find_layout(source: Path | Sequence[Path]) -> Layout:
+    """What a folder, a file or a set of files holds. Raises BitDanceError for what is damaged or no model's."""
+    if not isinstance(source, Path):
+        return _file_set(tuple(source))
+    if not source.exists():
+        raise MissingFileError(f"{source} is missing")
+    if source.is_file():
+        return _file_set((source,))
+    if (source / "model_index.json").is_file():
+        return _diffusers_folder(source)
+    if not any((source / name).is_file() for name in FOLDER_FILES[:4]):
+        if files := files_of_set(source):
+            return _file_set(files, source)
+    return _official_folder(source)
+
+
+def files_of_set(folder: Path) -> tuple[Path, ...]:
+    """Weights in ComfyUI's subfolders of a folder, or in the folder itself."""
+    folders = [sub for name in COMFY_FOLDERS if (sub := folder / name).is_dir()] or [folder]
+    return tuple(
+        file for sub in folders for file in sorted(sub.iterdir()) if file.suffix.lower() in WEIGHTS and file.is_file()
+    )
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What an official or a diffusers folder lacks. Raises BitDanceError for an index of shards that cannot be read."""
+    if (folder / "model_index.json").is_file():
+        wanted = [f"{sub}/config.json" for sub in _DIFFUSERS.values()] + ["tokenizer/tokenizer.json"]
+        missing = [name for name in wanted if not (folder / name).is_file()]
+        for part, sub in _DIFFUSERS.items():
+            stem = "model" if part == LANGUAGE_MODEL else "diffusion_pytorch_model"
+            missing += [f"{sub}/{name}" for name in _missing_weights(folder / sub, stem)]
+        return missing
+    return [name for name in FOLDER_FILES if not (folder / name).is_file()] + _missing_weights(folder, "model")
+
+
+def _official_folder(folder: Path) -> Layout:
+    if missing := missing_files(folder):
+        raise MissingFileError(f"{folder} is not a complete BitDance folder, it lacks: {', '.join(missing)}")
+    files = {
+        LANGUAGE_MODEL: _weights(folder, "model"),
+        PROJECTOR: (folder / "projector.safetensors",),
+        HEAD: (folder / "vision_head.safetensors",),
+        TOKENIZER: (folder / "ae.safetensors",),
+    }
+    configs = {LANGUAGE_MODEL: "config.json", HEAD: "vision_head_config.json", TOKENIZER: "ae_config.json"}
+    if (folder / "bitdance.json").is_file():
+        configs["own"] = "bitdance.json"
+    return _folder(folder, "official folder", files, configs, folder / "tokenizer.json")
+
+
+def _diffusers_folder(folder: Path) -> Layout:
+    if missing := missing_files(folder):
+        raise MissingFileError(f"{folder} is not a complete diffusers folder, it lacks: {', '.join(missing)}")
+    files = {
+        part: _weights(folder / sub, "model" if part == LANGUAGE_MODEL else "diffusion_pytorch_model")
+        for part, sub in _DIFFUSERS.items()
+    }
+    configs = {part: f"{_DIFFUSERS[part]}/config.json" for part in (LANGUAGE_MODEL, HEAD, TOKENIZER)}
+    return _folder(folder, "diffusers folder", files, configs, folder / "tokenizer" / "tokenizer.json")
+
+
+def _folder(
+    folder: Path, name: str, files: dict[str, tuple[Path, ...]], configs: dict[str, str], prompts: Path
+) -> Layout:
+    found = {part: (read_json(folder / file), str(folder / file)) for part, file in configs.items()}
+    parts = {part: read_components(paths, only=part)[0].get(part, Component(part, {})) for part, paths in files.items()}
+    return Layout(name, folder, parts, found, prompts)
+
+
+def _file_set(files: tuple[Path, ...], folder: Path | None = None) -> Layout:
+    """Files of weights, and perhaps a tokenizer.json among them, or the folder that it lies in.
+
+    Configurations are those that the files carry.
+    """
+    files = tuple(inner if (inner := file / "tokenizer.json").is_file() else file for file in files)
+    for file in files:
+        if not file.is_file():
+            raise MissingFileError(f"{file} is {'a folder, not a file' if file.is_dir() else 'missing'}")
+    prompts = [file for file in files if file.suffix.lower() == ".json"]
+    weights = [file for file in files if file not in prompts]
+    if not weights or len(prompts) > 1:
+        raise BitDanceError(
+            f"a BitDance model is a folder with {', '.join(FOLDER_FILES[:3])}, …, or files of weights and at most one "
+            f"tokenizer.json; found {', '.join(map(str, files)) or 'nothing'}"
+        )
+    parts, notes = read_components(weights)
+    if not prompts:
+        folders = [file.parent for file in weights] + ([folder] if folder else [])
+        prompts = [path for at in dict.fromkeys(folders) if (path := at / "tokenizer.json").is_file()][:1]
+    configs = {}
+    for file, note in notes.items():
+        # of its own parts alone: files that were converted apart may have come together
+        own = {part for part in parts if file in parts[part].files}
+        own |= {"own"} if own & {HEAD, LANGUAGE_MODEL} else set()
+        configs |= {part: config for part, config in _noted(note, file).items() if part in own}
+    if TOKENIZER in parts:
+        file = parts[TOKENIZER].files[0]
+        beside = file.with_name(f"{file.stem}_config.json")
+        if beside.is_file():
+            configs[TOKENIZER] = read_json(beside), str(beside)
+    name = "single file" if len(weights) == 1 else f"{len(weights)} single files"
+    path = folder or (weights[0] if len(weights) == 1 else weights[0].parent)
+    return Layout(name, path, parts, configs, prompts[0] if prompts else None)
+
+
+def _noted(notes: dict[str, str], where: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """Configurations that our converter left in a header."""
+    if NOTE not in notes:
+        return {}
+    data = _json_object(notes[NOTE].encode(), f"{where}: its header")
+    configs = data.get("configs", {})
+    if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()):
+        raise BitDanceError(f"{where}: the configurations in its header are not JSON objects")
+    return {part: (config, f"{where} (header)") for part, config in configs.items()}
+
+
+def need(layout: Layout, parts: Sequence[str], kind: str) -> None:
+    """Raise BitDanceError, with what was found and what is missing, unless a layout has these parts and no other."""
+    found = [part for part in layout.parts if part != PROMPTS]
+    missing = [part for part in parts if part not in found]
+    strange = [part for part in found if part not in parts]
+    if not missing and not strange:
+        return
+    files = "; ".join(f"{', '.join(p.name for p in layout.parts[part].files)}: {part}" for part in found)
+    if CLASS_MODEL in strange:
+        hint = " — an ImageNet model, which draws classes: use ImageNetPipeline, or the ImageNet Class node"
+    elif CLASS_MODEL in missing and LANGUAGE_MODEL in strange:
+        hint = " — a text-to-image model: use BitDancePipeline"
+    else:
+        hint = f"; missing: {', '.join(missing)}" if missing else f"; not of it: {', '.join(strange)}"
+    raise MissingFileError(f"{layout.path} is no complete {kind}: found {files or 'no weights'}{hint}")
+
+
+def _missing_weights(folder: Path, stem: str) -> list[str]:
+    index = folder / f"{stem}.safetensors.index.json"
+    if (folder / f"{stem}.safetensors").is_file():
+        return []
+    if not index.is_file():
+        return [f"{stem}.safetensors (or {stem}.safetensors.index.json and its shards)"]
+    return [file.name for file in _shards(index) if not file.is_file()]
+
+
+def _weights(folder: Path, stem: str) -> tuple[Path, ...]:
+    single = folder / f"{stem}.safetensors"
+    return (single,) if single.is_file() else _shards(folder / f"{stem}.safetensors.index.json")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise BitDanceError(f"{index}: 'weight_map' must map tensor names to files")
+    files = tuple(index.parent / name for name in sorted(set(names.values())))
+    for file in files:
+        if file.parent != index.parent or file.name in ("", "..", "."):
+            raise BitDanceError(f"{index}: shard '{file}' lies outside the model's folder")
+    return files
+
+
+def _json_object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BitDanceError(f"{where} is not valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise BitDanceError(f"{where} must hold a JSON object, found a {type(data).__name__}")
+    return data
