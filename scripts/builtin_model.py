@@ -14,6 +14,7 @@ from torch import Tensor
 from pictures import ALL_PICTURES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bitdance_core.checkpoints.files import read_json
 from bitdance_core.model.prompt import PromptTokenizer
 from bitdance_core.model.text_config import AutoencoderConfig, BackboneConfig, BitDanceConfig, Defaults, HeadConfig
 
@@ -77,7 +78,7 @@ def train_prompt_tokenizer() -> Tokenizer:
 
 def write_folder(folder: Path, tokenizer_json: Path, model: dict[str, Tensor], autoencoder: dict[str, Tensor]) -> None:
     """Write weights as fp16, and what describes them, in the official folder layout (SPEC.md 2.1)."""
-    backbone, head = model_config(PromptTokenizer.from_file(tokenizer_json)).backbone, HEAD
+    backbone, head = model_config(PromptTokenizer(read_json(tokenizer_json), str(tokenizer_json))).backbone, HEAD
     folder.mkdir(parents=True, exist_ok=True)
 
     def part(prefix: str, new_prefix: str) -> dict[str, Tensor]:
