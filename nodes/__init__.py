@@ -1,4 +1,4 @@
-"""The nodes, registered once: ids and types as in DESIGN.md."""
+"""Register the nodes with ComfyUI: `NODES` lists each once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes that make bits, or make something of them: Empty Bits, the tokenizer's two, and Latent there and back."""
+"""Empty Bits, Binary Tokenizer Encode and Decode, Bits to Latent, Latent to Bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class BitDanceEmptyBits(io.ComfyNode):
             node_id="BitDanceEmptyBits",
             display_name="Empty Bits",
             category=CATEGORY,
-            description="An empty canvas to draw on.",
+            description="Makes an empty canvas: the size of the pictures and how many to draw.",
             search_aliases=[*ALIASES, "empty latent", "canvas", "size"],
             inputs=[
                 io.Int.Input(
@@ -25,8 +25,9 @@ class BitDanceEmptyBits(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=32,
-                    tooltip=f"The picture's {name} in pixels; both 0: the model's own size. The built-in model draws "
-                    "64x64 and 128x64 (width x height), the 14B models 1024x1024 and other shapes of that area.",
+                    tooltip=f"The picture's {name} in pixels. Set both to 0 for the model's own size. The built-in "
+                    "model draws 64x64 and 128x64 (width x height), the 14B models 1024x1024 and other shapes of that "
+                    "area.",
                 )
                 for name in ("width", "height")
             ]
@@ -48,13 +49,13 @@ class BitDanceTokenizerEncode(io.ComfyNode):
             node_id="BitDanceTokenizerEncode",
             display_name="Binary Tokenizer Encode",
             category=CATEGORY,
-            description="Turns images into bits. Sides are cropped, around the middle, to whole tokens.",
+            description="Turns images into bits. Sides are cropped to whole tokens, equally at both ends.",
             search_aliases=[*ALIASES, "vae encode", "image to bits"],
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load BitDance Model or Load Binary Tokenizer."),
                 io.Image.Input("image", tooltip="One image or more."),
             ],
-            outputs=[Bits.Output("bits", tooltip="The images, as bits.")],
+            outputs=[Bits.Output("bits", tooltip="The images as bits.")],
         )
 
     @classmethod
@@ -90,10 +91,10 @@ class BitDanceBitsToLatent(io.ComfyNode):
             node_id="BitDanceBitsToLatent",
             display_name="Bits to Latent",
             category=CATEGORY,
-            description="Bits as a LATENT of +1 and -1, for ComfyUI's own latent nodes and VAE Decode.",
+            description="Turns bits into a LATENT of +1 and -1, for ComfyUI's own latent nodes and VAE Decode.",
             search_aliases=[*ALIASES, "convert"],
             inputs=[Bits.Input("bits", tooltip="Any bits but an empty canvas.")],
-            outputs=[io.Latent.Output(tooltip="One channel a bit, one pixel a token.")],
+            outputs=[io.Latent.Output(tooltip="One channel for each bit of a token, one cell for each token.")],
         )
 
     @classmethod
@@ -108,12 +109,11 @@ class BitDanceLatentToBits(io.ComfyNode):
             node_id="BitDanceLatentToBits",
             display_name="Latent to Bits",
             category=CATEGORY,
-            description="A LATENT as bits: its signs. An empty latent becomes an empty canvas of its size.",
+            description="Turns a LATENT into bits by the signs of its values. An empty latent becomes an empty canvas "
+            "of the same size.",
             search_aliases=[*ALIASES, "convert", "empty latent"],
-            inputs=[
-                io.Latent.Input("latent", tooltip="From VAE Encode, Bits to Latent or a latent node between them.")
-            ],
-            outputs=[Bits.Output("bits", tooltip="+1 where the latent is above 0.")],
+            inputs=[io.Latent.Input("latent", tooltip="From VAE Encode, Bits to Latent or another latent node.")],
+            outputs=[Bits.Output("bits", tooltip="+1 where the latent is above 0, else -1.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""ImageNet Class."""
+"""ImageNet Class: choose the classes that an ImageNet model draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class BitDanceClassCondition(io.ComfyNode):
             node_id="BitDanceClassCondition",
             display_name="ImageNet Class",
             category=CATEGORY,
-            description="Chooses what an ImageNet model draws: one of the 1000 classes, or several for a batch.",
+            description="Chooses the classes that an ImageNet model draws: one of 1000, or several for a batch.",
             search_aliases=[*ALIASES, "class", "label", "category", "conditioning"],
             inputs=[
                 io.Model.Input("model", tooltip="An ImageNet model from Load BitDance Model."),
@@ -24,27 +24,28 @@ class BitDanceClassCondition(io.ComfyNode):
                     "class",
                     options=classes.names(),
                     default=classes.names()[207],
-                    tooltip="What to draw. Type in the list to search it. A graph may give a name or a number alone.",
+                    tooltip="The class to draw. Type in the list to search it. In a graph file, a name or a number is "
+                    "enough.",
                 ),
                 io.String.Input(
                     "more_classes",
                     default="",
                     optional=True,
                     placeholder="macaw, 980, ...",
-                    tooltip="More classes, by name or number, separated by commas: each is one more picture.",
+                    tooltip="More classes by name or number, separated by commas. Each is drawn as one more picture.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="The classes."),
-                io.Conditioning.Output("negative", tooltip="No class: what guidance leads away from."),
+                io.Conditioning.Output("negative", tooltip="No class: guidance steers away from it."),
             ],
         )
 
-    # `class` is a word of Python's, so it comes among the others
+    # `class` is a Python keyword, so it cannot be a parameter's name
     @classmethod
     def validate_inputs(cls, **inputs):
         try:
-            first, more = inputs.get("class"), inputs.get("more_classes")  # None: from another node
+            first, more = inputs.get("class"), inputs.get("more_classes")  # None: linked from another node
             classes.read_names(0 if first is None else first, more if isinstance(more, str) else "")
         except BitDanceError as error:
             return str(error)

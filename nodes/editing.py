@@ -1,4 +1,4 @@
-"""Nodes that edit bits without a model: Pad Bits, Vary Bits, Blend Bits, Inspect Bits."""
+"""Pad Bits, Vary Bits, Blend Bits, Inspect Bits: edit and show bits without running a network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class BitDancePadBits(io.ComfyNode):
             node_id="BitDancePadBits",
             display_name="Pad Bits",
             category=CATEGORY,
-            description="A larger canvas around bits, with a mask of what is new: the Next-Patch Sampler fills it "
-            "(outpainting).",
+            description="Puts a larger canvas around pictures, with a mask of the new area, for the Next-Patch "
+            "Sampler to fill (outpainting).",
             search_aliases=[*ALIASES, "outpaint", "extend", "expand", "uncrop"],
             inputs=[
-                io.Model.Input("model", tooltip="Whose patches the new sides are rounded up to."),
+                io.Model.Input("model", tooltip="The model that draws: the added sides are rounded up to its patches."),
                 Bits.Input("bits", tooltip="The pictures to extend."),
                 *(
                     io.Int.Input(
@@ -37,8 +37,8 @@ class BitDancePadBits(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Bits.Output("bits", tooltip="The larger canvas; what is new repeats its border for now."),
-                io.Mask.Output("mask", tooltip="1 where the canvas is new: for the sampler's mask."),
+                Bits.Output("bits", tooltip="The larger canvas; the new area repeats the border tokens."),
+                io.Mask.Output("mask", tooltip="1 where the canvas is new. Connect it to the sampler's mask."),
             ],
         )
 
@@ -54,7 +54,7 @@ class BitDanceVaryBits(io.ComfyNode):
             node_id="BitDanceVaryBits",
             display_name="Vary Bits",
             category=CATEGORY,
-            description="Flips a share of the bits, chosen by a seed: a start for variations.",
+            description="Flips a share of the bits, chosen by a seed, as a start for variations.",
             search_aliases=[*ALIASES, "variation", "noise", "flip"],
             inputs=[
                 Bits.Input("bits", tooltip="The pictures to vary."),
@@ -64,7 +64,7 @@ class BitDanceVaryBits(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How many of the bits to flip. 0: none; 0.5: nothing is left of the picture.",
+                    tooltip="The share of bits to flip. 0 flips none; 0.5 leaves nothing of the picture.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -72,7 +72,7 @@ class BitDanceVaryBits(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Which bits are flipped. Every picture of a batch has its own.",
+                    tooltip="Chooses which bits are flipped, differently for each picture of a batch.",
                 ),
             ],
             outputs=[Bits.Output("bits", tooltip="The varied bits.")],
@@ -90,16 +90,20 @@ class BitDanceBlendBits(io.ComfyNode):
             node_id="BitDanceBlendBits",
             display_name="Blend Bits",
             category=CATEGORY,
-            description="Puts the tokens of one picture into another where a mask says so; nothing in between.",
+            description="Takes each token from one of two pictures, by a mask; tokens are never mixed.",
             search_aliases=[*ALIASES, "composite", "mix", "combine"],
             inputs=[
-                Bits.Input("below", tooltip="What stays where the mask is 0."),
-                Bits.Input("above", tooltip="What shows where the mask is 1; of the same grid."),
+                Bits.Input("below", tooltip="The pictures that show where the mask is 0."),
+                Bits.Input(
+                    "above", tooltip="The pictures that show where the mask is 1; as many tokens and bits as below."
+                ),
                 io.Mask.Input(
-                    "mask", tooltip="Of any size; a token is taken where it reaches 0.5 at any of its pixels."
+                    "mask",
+                    tooltip="A mask of any size. A token comes from above if the mask reaches 0.5 at any of its "
+                    "pixels.",
                 ),
             ],
-            outputs=[Bits.Output("bits", tooltip="Both in one.")],
+            outputs=[Bits.Output("bits", tooltip="The blended pictures.")],
         )
 
     @classmethod
@@ -114,16 +118,21 @@ class BitDanceInspectBits(io.ComfyNode):
             node_id="BitDanceInspectBits",
             display_name="Inspect Bits",
             category=CATEGORY,
-            description="Shows bits as they are: a plane for each, how often each is set, and how two grids differ.",
+            description="Shows each bit of the tokens as a plane, how often it is set, and how two pictures' bits "
+            "differ.",
             search_aliases=[*ALIASES, "debug", "hamming", "difference", "bit planes"],
             inputs=[
                 Bits.Input("bits", tooltip="Any bits but an empty canvas."),
-                Bits.Input("other", optional=True, tooltip="Bits of the same grid to compare with."),
+                Bits.Input("other", optional=True, tooltip="Bits to compare with; as many tokens and bits a token."),
             ],
             outputs=[
-                io.Image.Output("planes", tooltip="A picture of every bit's plane; white is +1."),
-                io.Image.Output("difference", tooltip="Each token's share of differing bits; black without others."),
-                io.String.Output("report", tooltip="The means, and the Hamming distance, in words."),
+                io.Image.Output(
+                    "planes", tooltip="One image for each picture, with a plane for each bit; white is +1."
+                ),
+                io.Image.Output(
+                    "difference", tooltip="The share of differing bits of each token; black if other is not connected."
+                ),
+                io.String.Output("report", tooltip="The share of +1 for each bit, and the Hamming distance, as text."),
             ],
         )
 

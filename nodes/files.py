@@ -1,4 +1,4 @@
-"""Save Bits, Load Bits."""
+"""Save Bits, Load Bits: bits in files of ComfyUI's output and input folders."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class BitDanceSaveBits(io.ComfyNode):
             node_id="BitDanceSaveBits",
             display_name="Save Bits",
             category=CATEGORY,
-            description="Writes bits to a file in the output folder: 16 KB for a picture of 1024x1024. The file says "
-            "which tokenizer reads it, and carries this workflow.",
+            description="Writes bits to a file in the output folder: 16 KB for a picture of 1024x1024. The file names "
+            "its tokenizer and contains this workflow.",
             search_aliases=[*ALIASES, "export", "save latent"],
             inputs=[
                 Bits.Input("bits", tooltip="Any bits but an empty canvas."),
                 io.String.Input(
                     "filename_prefix",
                     default="bits/BitDance",
-                    tooltip="The file's folder and name in the output folder; a number is added.",
+                    tooltip="Folder and name of the file in the output folder; a number is added.",
                 ),
             ],
             outputs=[Bits.Output("bits", tooltip="The same bits.")],
@@ -60,9 +60,9 @@ class BitDanceLoadBits(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, bits_file):
-        # None: it comes from another node. Files that were saved since the page was loaded are in no list there
+        # None: linked from another node. Files that were saved after the page was loaded are not in its list
         known = bits_file is None or bit_files.exists(bits_file)
-        return True if known else f"there is no file of bits '{bits_file}'"
+        return True if known else bit_files.missing(bits_file)
 
     @classmethod
     def fingerprint_inputs(cls, bits_file):

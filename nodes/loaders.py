@@ -14,16 +14,14 @@ WEIGHT_DTYPE = io.Combo.Input(
     options=list(WEIGHT_DTYPES),
     default="default",
     advanced=True,
-    tooltip="How weights are kept in memory. Default: quantized ones as they are, others as bfloat16 where the device "
-    "computes in it, else float32. fp8_e4m3fn and int8 halve a bfloat16 model while it is loaded, nvfp4 quarters it; "
-    "fast on: fp8_e4m3fn RTX 40 and newer, int8 RTX 20 and newer, mxfp8 and nvfp4 RTX 50.",
+    tooltip="default keeps quantized weights and loads others as bfloat16 (float32 if the device lacks it). "
+    "fp8_e4m3fn, mxfp8 and int8 use half, nvfp4 a quarter of bfloat16's memory. Fast on: fp8_e4m3fn RTX 40 and newer, "
+    "int8 RTX 20 and newer, mxfp8 and nvfp4 RTX 50.",
 )
 MODEL_OUTPUTS = [
-    io.Model.Output(tooltip="Draws bits: connect it to the Next-Patch Sampler."),
-    io.Clip.Output(
-        tooltip="Turns prompts into token ids; takes no memory. An ImageNet model needs ImageNet Class instead."
-    ),
-    io.Vae.Output(tooltip="The binary tokenizer: pixels to bits and back."),
+    io.Model.Output(tooltip="The networks that draw bits. Connect them to the Next-Patch Sampler."),
+    io.Clip.Output(tooltip="Turns prompts into token ids; has no weights. ImageNet models use ImageNet Class instead."),
+    io.Vae.Output(tooltip="The binary tokenizer, which turns pixels into bits and back."),
 ]
 
 
@@ -34,15 +32,16 @@ class BitDanceLoadModel(io.ComfyNode):
             node_id="BitDanceLoadModel",
             display_name="Load BitDance Model",
             category=CATEGORY,
-            description="Loads a whole BitDance model: what draws, its text encoder and its binary tokenizer.",
+            description="Loads a whole BitDance model: the networks that draw, the prompt tokenizer and the binary "
+            "tokenizer.",
             search_aliases=[*ALIASES, "checkpoint", "loader", "qwen3"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=folders.model_names(),
                     tooltip="The small built-in model, a model in ComfyUI's folders (bitdance, diffusion_models, "
-                    'checkpoints), or a published one marked "(download)", which is fetched into models/bitdance when '
-                    "you run it: about 35 GB for a 14B model, 18 GB in fp8, 4 to 10 GB for an ImageNet model.",
+                    'checkpoints), or a published one marked "(download)", which is downloaded into models/bitdance '
+                    "when the graph runs: about 35 GB for a 14B model, 18 GB in fp8, 4 to 10 GB for an ImageNet model.",
                 ),
                 WEIGHT_DTYPE,
             ],
@@ -71,8 +70,8 @@ class BitDanceLoadFiles(io.ComfyNode):
             node_id="BitDanceLoadFiles",
             display_name="Load BitDance Files",
             category=CATEGORY,
-            description="Loads a BitDance model whose parts are single files in ComfyUI's folders, each picked by "
-            "hand. Load BitDance Model finds files that belong together by itself.",
+            description="Loads a BitDance model from separate files in ComfyUI's folders, each chosen here. Load "
+            "BitDance Model finds files that belong together by itself.",
             search_aliases=[*ALIASES, "checkpoint", "loader", "fp8", "single files", "diffusion model"],
             inputs=[
                 io.Combo.Input(
@@ -83,8 +82,8 @@ class BitDanceLoadFiles(io.ComfyNode):
                 io.Combo.Input(
                     "text_encoder",
                     options=[folders.NONE, *folders.file_names("text_encoders")],
-                    tooltip="The language model (a Qwen3 with BitDance's own tokens) under models/text_encoders; none "
-                    "for an ImageNet model.",
+                    tooltip="The language model (a Qwen3 with BitDance's own tokens) under models/text_encoders. "
+                    "Choose none for an ImageNet model.",
                 ),
                 io.Combo.Input(
                     "tokenizer",
@@ -98,7 +97,7 @@ class BitDanceLoadFiles(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, diffusion_model, text_encoder, tokenizer, weight_dtype):
-        if not (diffusion_model and text_encoder and tokenizer):  # they come from other nodes
+        if not (diffusion_model and text_encoder and tokenizer):  # linked from other nodes
             return None
         return folders.fingerprint(*folders.picked(diffusion_model, text_encoder, tokenizer))
 
@@ -114,7 +113,7 @@ class BitDanceLoadTokenizer(io.ComfyNode):
             node_id="BitDanceLoadTokenizer",
             display_name="Load Binary Tokenizer",
             category=CATEGORY,
-            description="Loads a binary tokenizer alone: pixels to bits and back, without a model that draws.",
+            description="Loads only a binary tokenizer, which turns pixels into bits and back.",
             search_aliases=[*ALIASES, "vae", "autoencoder", "loader"],
             inputs=[
                 io.Combo.Input(
@@ -122,7 +121,7 @@ class BitDanceLoadTokenizer(io.ComfyNode):
                     options=folders.tokenizer_names(),
                     tooltip="The tokenizer of a model, a tokenizer's own file (.safetensors or .pt) under "
                     'models/bitdance or models/vae, or a published one marked "(download)", about 2 GB, which is '
-                    "fetched into models/bitdance when you run it.",
+                    "downloaded into models/bitdance when the graph runs.",
                 )
             ],
             outputs=[io.Vae.Output(tooltip="Works with the Binary Tokenizer nodes and with VAE Encode and Decode.")],
@@ -151,8 +150,8 @@ class BitDanceLoadLora(io.ComfyNode):
             node_id="BitDanceLoadLora",
             display_name="Load BitDance LoRA",
             category=CATEGORY,
-            description="Applies a LoRA to the language model and the diffusion head, in any common spelling of its "
-            "keys. ComfyUI's Load LoRA (Model) does the same for files in ComfyUI's own spelling.",
+            description="Applies a LoRA to the language model, the diffusion head and the projector; reads the key "
+            "names of PEFT, kohya and ComfyUI. ComfyUI's Load LoRA (Model) reads the last two.",
             search_aliases=[*ALIASES, "lora", "peft"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model, or from another LoRA."),
@@ -163,10 +162,10 @@ class BitDanceLoadLora(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="How much of it to add. 0: none; below 0: the opposite.",
+                    tooltip="The factor of the LoRA's change. 0 changes nothing; a negative value subtracts it.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model with the LoRA; the one that came in stays as it is.")],
+            outputs=[io.Model.Output(tooltip="The model with the LoRA; the connected one stays unchanged.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Compare Images."""
+"""Compare Images: measure reconstructions."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ class BitDanceCompareImages(io.ComfyNode):
             node_id="BitDanceCompareImages",
             display_name="Compare Images",
             category=CATEGORY,
-            description="Measures how well a reconstruction keeps an image: PSNR, SSIM, and the bits that it takes.",
+            description="Measures a reconstruction against its original: PSNR, SSIM and bits per pixel.",
             search_aliases=[*ALIASES, "psnr", "ssim", "metrics", "quality", "reconstruction"],
             inputs=[
                 io.Image.Input("image", tooltip="The original, one image or more."),
                 io.Image.Input(
                     "reconstruction",
-                    tooltip="The images to compare with it, such as Binary Tokenizer Decode's. The larger of both is "
-                    "cropped around the middle, as encoding does.",
+                    tooltip="The images to compare with it, such as those of Binary Tokenizer Decode. The larger of "
+                    "both is cropped equally at both ends, as encoding does.",
                 ),
                 Bits.Input(
-                    "bits", optional=True, tooltip="What the reconstruction was decoded from, for its bits per pixel."
+                    "bits",
+                    optional=True,
+                    tooltip="The bits that the reconstruction was decoded from, for bits per pixel.",
                 ),
             ],
             outputs=[
-                io.Float.Output("psnr", tooltip="Peak signal-to-noise ratio in dB; of a batch, the images' mean."),
-                io.Float.Output("ssim", tooltip="Structural similarity, 1 for equal images; of a batch, the mean."),
-                io.Float.Output("bits_per_pixel", tooltip="What a pixel takes; 0 without bits."),
-                io.String.Output("text", tooltip="The figures in words, of each image of up to 8."),
+                io.Float.Output("psnr", tooltip="Peak signal-to-noise ratio in dB; the mean over a batch."),
+                io.Float.Output("ssim", tooltip="Structural similarity, 1 for equal images; the mean over a batch."),
+                io.Float.Output("bits_per_pixel", tooltip="Bits for each pixel; 0 if bits is not connected."),
+                io.String.Output("text", tooltip="The figures as text, and those of each image of up to 8."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

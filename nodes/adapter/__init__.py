@@ -1,1 +1,1 @@
-"""The seam between the core and ComfyUI: the only code that knows patchers, devices, casts and folders."""
+"""The seam between the core and ComfyUI: the only code that uses patchers, devices, casts and folders."""

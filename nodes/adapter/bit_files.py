@@ -1,4 +1,4 @@
-"""Where files of bits lie: ComfyUI's output folder, its input folder, and the examples in this pack."""
+"""Save and find files of bits: in ComfyUI's output and input folders, and in this pack's examples."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SUFFIX = ".safetensors"
 
 
 def save(bits: BitGrid, prefix: str, graph: dict | None, extra_pnginfo: dict | None) -> dict[str, str]:
-    """Write under the output folder, numbered like images; what the page needs to know of the file.
+    """Write a numbered file in the output folder, and return its name, subfolder and type for the page.
 
-    `graph` is what was queued, `extra_pnginfo` what the page sent with it (the workflow).
+    `graph` is the graph that was queued, `extra_pnginfo` holds the page's workflow; both go into the file's header.
     """
     folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()
@@ -35,7 +35,7 @@ def save(bits: BitGrid, prefix: str, graph: dict | None, extra_pnginfo: dict | N
 
 
 def names() -> list[str]:
-    """Examples, then files in the input folder, then in the output folder (where only a look inside tells bits)."""
+    """List examples, then files in the input folder, then in the output folder; files are not opened."""
     output = _listed(folder_paths.get_output_directory())
     return [
         *(EXAMPLE + name for name in _listed(EXAMPLES)),
@@ -45,19 +45,27 @@ def names() -> list[str]:
 
 
 def exists(name: str) -> bool:
+    """Whether `name` is a file in one of the folders that `names` lists."""
     try:
         return str(name).endswith((SUFFIX, SUFFIX + OUTPUT)) and _locate(str(name)).is_file()
-    except ValueError:  # ComfyUI's word for a path that leads out of its folders
+    except ValueError:  # ComfyUI raises it for a path outside of its folders
         return False
 
 
 def path(name: str) -> Path:
+    """Locate a file that `names` listed. Raises MissingFileError if it is gone."""
     if not exists(name):
-        raise MissingFileError(f"there is no file of bits '{name}'")
+        raise MissingFileError(missing(name))
     return _locate(name)
 
 
+def missing(name: str) -> str:
+    """The sentence for a name that is not a file."""
+    return f"there is no file of bits '{name}' in the input or output folder; press R to refresh bits_file"
+
+
 def fingerprint(name: str) -> tuple[int, int]:
+    """Size and time of change, which ComfyUI compares before it takes a cached result."""
     stat = path(name).stat()
     return stat.st_size, stat.st_mtime_ns
 
@@ -65,7 +73,7 @@ def fingerprint(name: str) -> tuple[int, int]:
 def _locate(name: str) -> Path:
     if name.startswith(EXAMPLE) and (example := EXAMPLES / Path(name).name).is_file():
         return example
-    # refuses whatever leads out of the folders
+    # raises ValueError for a path outside of the folders
     return Path(folder_paths.get_annotated_filepath(name))
 
 

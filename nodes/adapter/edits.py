@@ -1,4 +1,4 @@
-"""The editing nodes' work: BITS, MASK and IMAGE around the core's functions."""
+"""Edit bits for the editing nodes: convert BITS, MASK and IMAGE for the core's functions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from ...bitdance_core.patches import Grid
 from .latents import check_drawn
 from .model import check_model
 
-SHOWN = 512  # pixels: about the size of the pictures that show bits
-BARS = 96  # pixels: how high the bars of the bits' means are
+SHOWN = 512  # pixels of a side of the images that show bits, approximately
+BARS = 96  # pixels of height of the bars below the planes
 
 
 def pad(model, bits: BitGrid, left: int, top: int, right: int, bottom: int) -> tuple[BitGrid, Tensor]:
-    """The larger canvas, and its MASK [n, H, W] in pixels. Sides are rounded up to the model's patches."""
+    """Enlarge pictures by pixels on each side, rounded up to the model's patches.
+
+    Returns the larger canvas, and a MASK [n, H, W] in pixels that is 1 where it is new. Raises BitDanceError for an
+    empty canvas and for bits of another tokenizer than the model's.
+    """
     host = check_model(model)
     check_drawn(bits)
     config, step = host.config, host.autoencoder.downscale
@@ -37,36 +41,41 @@ def pad(model, bits: BitGrid, left: int, top: int, right: int, bottom: int) -> t
 
 
 def vary(bits: BitGrid, share: float, seed: int) -> BitGrid:
+    """Flip a share [0, 1] of each picture's bits, chosen by a seed. Raises BitDanceError for an empty canvas."""
     check_drawn(bits)
     varied = bit_edits.vary(bits.bits(), share, torch.Generator().manual_seed(seed))
     return replace(BitGrid.from_bits(varied, bits.step, bits.prompt), mask=bits.mask)
 
 
 def blend(below: BitGrid, above: BitGrid, mask: Tensor) -> BitGrid:
-    check_drawn(below)
-    check_drawn(above)
+    """Take each token from `above` where the MASK reaches 0.5 at any of its pixels, else from `below`.
+
+    Raises BitDanceError for an empty canvas, and for bits of two tokenizers or two sizes.
+    """
+    _check_alike("below", below, "above", above)
     batch = max(below.batch, above.batch)
-    _check_alike(below, above)
     tokens = token_mask(mask, Grid(below.height, below.width, 1), batch) >= THRESHOLD
     mixed = bit_edits.blend(below.bits(), above.bits(), tokens)
     return BitGrid.from_bits(mixed, below.step or above.step, below.prompt)
 
 
 def inspect(bits: BitGrid, other: BitGrid | None) -> tuple[Tensor, Tensor, str]:
-    """Planes and difference as IMAGE [n, H, W, 3], and a report."""
+    """Show planes and difference as IMAGEs [n, H, W, 3], and describe both in a report.
+
+    Raises BitDanceError for an empty canvas, and for bits of two tokenizers or two sizes.
+    """
     check_drawn(bits)
     own = bits.bits()
     scale = max(1, SHOWN // max(own.shape[2:]))
     set_share = own.float().mean((0, 2, 3))
     report = [
-        f"{bits.batch} x {bits.channels} bits x {bits.height}x{bits.width} tokens ({bits.tokenizer}), "
+        f"{bits.batch} x {bits.channels} bits x {bits.width}x{bits.height} tokens ({bits.tokenizer}), "
         f"{own.float().mean():.1%} of them +1",
         "share of +1 by bit: " + " ".join(f"{share:.2f}" for share in set_share.tolist()),
     ]
     difference = torch.zeros(bits.batch, bits.height, bits.width)
     if other is not None:
-        check_drawn(other)
-        _check_alike(bits, other)
+        _check_alike("bits", bits, "other", other)
         difference = bit_edits.differing(own, other.bits())
         flipped = difference.sum((1, 2)) * bits.channels
         total = bits.channels * bits.height * bits.width
@@ -74,7 +83,7 @@ def inspect(bits: BitGrid, other: BitGrid | None) -> tuple[Tensor, Tensor, str]:
             f"picture {i}: {round(count)} of {total} bits differ ({count / total:.2%})"
             for i, count in enumerate(flipped.tolist(), start=1)
         ]
-    # under the planes, a bar for each bit: the share of +1
+    # below the planes, a bar for each bit shows its share of +1
     small = max(1, scale // math.ceil(math.sqrt(bits.channels)))
     heat = difference.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     sheet = bit_edits.planes(own, small)
@@ -82,9 +91,15 @@ def inspect(bits: BitGrid, other: BitGrid | None) -> tuple[Tensor, Tensor, str]:
     return _image(torch.cat((sheet, bars), dim=1)), _image(heat), "\n".join(report)
 
 
-def _check_alike(first: BitGrid, second: BitGrid) -> None:
-    if first.channels != second.channels or len({first.step, second.step} - {None}) > 1:
-        raise BitDanceError(f"bits of a {first.tokenizer} and of a {second.tokenizer} tokenizer do not go together")
+def _check_alike(name: str, bits: BitGrid, other_name: str, other: BitGrid) -> None:
+    """Raise BitDanceError unless two inputs hold bits of one tokenizer."""
+    check_drawn(bits, name)
+    check_drawn(other, other_name)
+    if bits.channels != other.channels or len({bits.step, other.step} - {None}) > 1:
+        raise BitDanceError(
+            f"'{name}' has bits of a {bits.tokenizer} tokenizer, '{other_name}' of a {other.tokenizer} one; connect "
+            "bits of one tokenizer"
+        )
 
 
 def _image(grey: Tensor) -> Tensor:

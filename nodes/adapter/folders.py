@@ -1,4 +1,4 @@
-"""Which models there are: built in, in ComfyUI's folders, and published ones that a user may ask to download."""
+"""List and locate models: built in, in ComfyUI's folders, and published ones that can be downloaded."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from .downloads import fetch
 
 FOLDER = "bitdance"  # under models/, and in extra_model_paths.yaml
 DOWNLOAD = " (download)"
-NONE = "none"  # in the list of text encoders: an ImageNet model has none
-WHOLE = (HEAD, LANGUAGE_MODEL, TOKENIZER)  # of a text-to-image model in one file
-DEPTH = 3  # how far below a models folder we look
+NONE = "none"  # in the list of text encoders, for an ImageNet model
+WHOLE = (HEAD, LANGUAGE_MODEL, TOKENIZER)  # the parts that make one file a text-to-image model
+DEPTH = 3  # levels below a models folder that are searched
 
-Source = Path | tuple[Path, ...]  # what the core's `read_checkpoint` takes
+Source = Path | tuple[Path, ...]  # the argument of the core's `read_checkpoint`: a folder, a file, or a set of files
 
 
 def register() -> None:
-    """Make `bitdance` one of ComfyUI's model folders."""
+    """Add `bitdance` to ComfyUI's model folders."""
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    # a new folder would list every file
+    # without extensions ComfyUI would list every file
     folder_paths.folder_names_and_paths[FOLDER] = (paths, extensions | folder_paths.supported_pt_extensions)
 
 
 def model_names() -> list[str]:
-    """Built-in models, then what lies in ComfyUI's folders, then published ones that are not here."""
+    """List built-in models, then those in ComfyUI's folders, then published ones that are not downloaded yet."""
     local = [*_model_folders(), *_model_files()]
     published = [
         name + DOWNLOAD
@@ -53,7 +53,7 @@ def model_names() -> list[str]:
 
 
 def tokenizer_names() -> list[str]:
-    """Binary tokenizers: of every model, single files, and published ones that are not here."""
+    """List binary tokenizers: of models, single files, and published ones that are not downloaded yet."""
     folders = _model_folders()
     files = [
         name
@@ -72,17 +72,25 @@ def tokenizer_names() -> list[str]:
 
 
 def check_name(name: str | None, known: list[str], published: dict[str, Published], what: str) -> bool | str:
-    """For `validate_inputs`: True, or a sentence. None comes from another node, and a "(download)" stays a good name
-    once it is here.
+    """Answer `validate_inputs`: True, or a sentence for a name that is not `known`.
+
+    None is a name linked from another node. A "(download)" name stays valid after the download.
     """
     bare = str(name).removesuffix(DOWNLOAD)
     if name is None or {name, bare} & set(known) or (name != bare and bare in published):
         return True
-    return f"there is no {what} '{name}'; have: {', '.join(known)}"
+    return _missing(what, name, known)
+
+
+def _missing(what: str, name: str | None, known: list[str]) -> str:
+    return f"there is no {what} '{name}'; choose one of: {', '.join(known)}"
 
 
 def model_source(name: str) -> Source:
-    """What a name that `model_names` listed means; downloads a published model that was picked as such."""
+    """Locate a model that `model_names` listed; downloads one that is marked so.
+
+    Raises MissingFileError if the model or a part of it is missing, or cannot be downloaded.
+    """
     if name in builtin_models():
         return ASSETS / name
     published = name.removesuffix(DOWNLOAD)
@@ -93,11 +101,14 @@ def model_source(name: str) -> Source:
         return path if CLASS_MODEL in _parts(path) or _parts(path) >= {*WHOLE} else _set_of(path)
     if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_MODELS:
         return _downloaded(published, hub.PUBLISHED_MODELS[published])
-    raise MissingFileError(f"there is no BitDance model '{name}'; have: {', '.join(model_names())}")
+    raise MissingFileError(_missing("BitDance model", name, model_names()))
 
 
 def tokenizer_path(name: str) -> Path:
-    """What `read_autoencoder` takes, for a name that `tokenizer_names` listed."""
+    """Locate a tokenizer that `tokenizer_names` listed, for `read_autoencoder`; downloads one that is marked so.
+
+    Raises MissingFileError if it is missing or cannot be downloaded.
+    """
     if name in builtin_models():
         return ASSETS / name
     if name in (folders := _model_folders()):
@@ -108,30 +119,35 @@ def tokenizer_path(name: str) -> Path:
     published = name.removesuffix(DOWNLOAD)
     if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_TOKENIZERS:
         return _downloaded(published, hub.PUBLISHED_TOKENIZERS[published])
-    raise MissingFileError(f"there is no binary tokenizer '{name}'; have: {', '.join(tokenizer_names())}")
+    raise MissingFileError(_missing("binary tokenizer", name, tokenizer_names()))
 
 
 def file_names(key: str) -> list[str]:
-    """Files in one of ComfyUI's folders, and under our own."""
+    """List the files of weights in one of ComfyUI's folders and in `bitdance`."""
     return list(_files(key) | _files(FOLDER))
 
 
 def file_path(key: str, name: str) -> Path:
-    """A file that `file_names` listed."""
+    """Locate a file that `file_names` listed. Raises MissingFileError if it is gone."""
     files = _files(FOLDER) | _files(key)
     if name not in files:
-        raise MissingFileError(f"there is no file '{name}' in ComfyUI's {key} folder, nor in {FOLDER}")
+        raise MissingFileError(
+            f"there is no file '{name}' in ComfyUI's {key} and {FOLDER} folders; press R to refresh the list"
+        )
     return files[name]
 
 
 def picked(diffusion_model: str, text_encoder: str, tokenizer: str) -> tuple[Path, ...]:
-    """The files that Load BitDance Files names."""
+    """Locate the files chosen in Load BitDance Files. Raises MissingFileError for one that is gone."""
     files = {"diffusion_models": diffusion_model, "text_encoders": text_encoder, "vae": tokenizer}
     return tuple(file_path(key, name) for key, name in files.items() if (key, name) != ("text_encoders", NONE))
 
 
 def imagenet_tokenizer(model: Path, bits: int) -> Path:
-    """The binary tokenizer in ComfyUI's folders that an ImageNet model without one of its own can use."""
+    """Find a binary tokenizer of `bits` bits in ComfyUI's folders, for an ImageNet model that has none.
+
+    Raises MissingFileError unless exactly one fits.
+    """
     return _only_fit(
         [[path for path in _files(key).values() if TOKENIZER in _parts(path)] for key in ("vae", FOLDER)],
         lambda path: read_autoencoder(path)[0].bits == bits,
@@ -142,11 +158,11 @@ def imagenet_tokenizer(model: Path, bits: int) -> Path:
 
 
 def fingerprint(*sources: Source) -> list[tuple[str, int, int]]:
-    """Changes when a file of a model or a tokenizer does."""
+    """List name, size and time of change of each file that a model or tokenizer may be read from."""
     paths = [path for source in sources for path in ((source,) if isinstance(source, Path) else source)]
     files = []
     for path in paths:
-        # what lies beside a file may belong to it
+        # files beside it may belong to it
         beside = [path.parent / "tokenizer.json", path.with_name(f"{path.stem}_config.json")]
         around = [*beside, *sorted(path.parent.glob("ae*"))] if path.is_file() else []
         files += [file for file in [path, *around, *sorted(path.rglob("*"))] if file.is_file()]
@@ -154,7 +170,7 @@ def fingerprint(*sources: Source) -> list[tuple[str, int, int]]:
 
 
 def _model_folders() -> dict[str, Path]:
-    """Complete official and diffusers folders by their name in the list, a path below one of ComfyUI's folders."""
+    """Find complete official and diffusers folders; their names are paths relative to a `bitdance` folder."""
     found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
         for folder, subfolders, _ in os.walk(root, followlinks=True):
@@ -168,7 +184,7 @@ def _model_folders() -> dict[str, Path]:
 
 
 def _model_files() -> dict[str, Path]:
-    """Files that are a model: all in one, an ImageNet model, or a head, whose other parts are files of their own."""
+    """Find files that are a model: a whole one, an ImageNet model, or a head whose other parts are separate files."""
     folders = _model_folders().values()
     found: dict[str, Path] = {}
     for key in (FOLDER, "diffusion_models", "checkpoints"):
@@ -180,9 +196,12 @@ def _model_files() -> dict[str, Path]:
 
 
 def _set_of(head: Path) -> tuple[Path, ...]:
-    """The files of a model whose head is this one: beside it, else in ComfyUI's folders."""
+    """Find the text encoder and the binary tokenizer that fit a head: beside it, else in ComfyUI's folders.
+
+    Raises MissingFileError unless exactly one of each fits.
+    """
     beside = [path for path in sorted(head.parent.iterdir()) if path.suffix.lower() in WEIGHTS and path != head]
-    if head.parent.name in COMFY_FOLDERS:  # a download may have folders like ComfyUI's
+    if head.parent.name in COMFY_FOLDERS:  # a download may have subfolders like ComfyUI's
         beside += [path for path in files_of_set(head.parent.parent) if path.parent != head.parent]
     shapes = read_components([head])[0][HEAD].shapes
     width, bits = shapes["cond_embed.weight"][1], shapes["input_proj.weight"][1]
@@ -206,12 +225,15 @@ def _set_of(head: Path) -> tuple[Path, ...]:
 
 
 def _only_fit(places: list[list[Path]], fits, model: Path, what: str, folder: str) -> Path:
-    """The one file that fits, in the first place that has any; among several the one that is named like the model."""
+    """Choose the file that fits, from the first place that has any; among several, the one named like the model.
+
+    Raises MissingFileError unless exactly one fits.
+    """
 
     def is_fit(path: Path) -> bool:
         try:
             return fits(path)
-        except (BitDanceError, KeyError):  # damaged, or another model's: not what we look for
+        except (BitDanceError, KeyError):  # damaged, or of another model
             return False
 
     found = next((good for files in places if (good := [path for path in files if is_fit(path)])), [])
@@ -219,12 +241,12 @@ def _only_fit(places: list[list[Path]], fits, model: Path, what: str, folder: st
     if len(named or found) == 1:
         return (named or found)[0]
     seen = f"several fit: {', '.join(path.name for path in found)}" if found else "there is none"
-    hint = "pick one in Load BitDance Files" if found else f"put one into ComfyUI's {folder} folder"
-    raise MissingFileError(f"{model.name} needs a {what}, and {seen}; {hint}")
+    hint = "choose one in Load BitDance Files" if found else f"put one into ComfyUI's {folder} folder"
+    raise MissingFileError(f"{model.name} needs a {what}, but {seen}; {hint}")
 
 
 def _files(key: str) -> dict[str, Path]:
-    """Files of weights in one of ComfyUI's folders, by their names in lists."""
+    """Map the names that ComfyUI lists to the paths of weight files, for one of its folders."""
     found = {}
     for name in folder_paths.get_filename_list(key):
         if name.lower().endswith(WEIGHTS) and (path := folder_paths.get_full_path(key, name)):
@@ -237,18 +259,18 @@ def _parts(path: Path) -> frozenset[str]:
     return _parts_at(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=4096)  # some bytes for each file: lists are made anew whenever the page asks for nodes
+@lru_cache(maxsize=4096)  # the page requests the lists often; an entry takes a few bytes
 def _parts_at(path: Path, size: int, changed: int) -> frozenset[str]:
     return parts_in(path)
 
 
 def _unreadable(path: Path) -> bool:
-    """Too damaged to say what it is: listed, so that loading it names the damage."""
+    """Whether a file is too short to recognise; it is listed, so that loading it reports the damage."""
     return path.stat().st_size < 16
 
 
 def _is_model(folder: Path) -> bool:
-    """Complete, or damaged in a way that loading it will name."""
+    """Whether a folder is a complete model, or damaged in a way that loading reports."""
     try:
         return not missing_files(folder)
     except BitDanceError:
@@ -256,7 +278,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _is_here(name: str, model: Published) -> bool:
-    """Whether a published model that is files, not a folder, has been downloaded before."""
+    """Whether a published model that consists of single files has been downloaded."""
     folder = _folder_of(name, model)
     if model.loads:
         return all((folder / file).is_file() for file in model.files)
@@ -269,7 +291,7 @@ def _folder_of(name: str, model: Published) -> Path:
 
 
 def _downloaded(name: str, model: Published) -> Source:
-    """Fetch a published model, with progress in the graph; what loads it."""
+    """Download a published model unless it is complete, and locate it. Raises BitDanceError if files are missing."""
     folder = _folder_of(name, model)
     if not _is_here(name, model):
         fetch(model, folder)

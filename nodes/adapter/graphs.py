@@ -1,4 +1,4 @@
-"""CUDA graphs in ComfyUI: only of weights that it leaves where they are and as they are."""
+"""CUDA graphs in ComfyUI: possible if it neither moves nor casts the weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import comfy.model_patcher
 from ...bitdance_core.components import HEAD, LANGUAGE_MODEL
 from ...bitdance_core.graphs import Graphs
 from .model import BitDanceHead
+from .weights import WEIGHT_DTYPES
+
+NAMES = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}  # a type -> the option of weight_dtype
 
 
 def graphs_of(patchers: Iterable[comfy.model_patcher.ModelPatcher]) -> Graphs:
-    """For the loaded parts of a MODEL. Of a part whose weights may move, the log says why it has no graph."""
+    """Make the graphs of a MODEL's loaded parts; refuse a part whose weights may move, with the reason for the log."""
     graphs = Graphs()
     for patcher in patchers:
         if (reason := why_not(patcher)) is not None:
@@ -21,14 +24,14 @@ def graphs_of(patchers: Iterable[comfy.model_patcher.ModelPatcher]) -> Graphs:
 
 
 def why_not(patcher: comfy.model_patcher.ModelPatcher) -> str | None:
-    """What keeps a loaded part's weights from being recorded by their addresses; None: nothing."""
+    """Return the reason why a loaded part cannot be captured, or None. A graph needs its weights at fixed addresses."""
     device, precision = patcher.load_device, patcher.model.precision
     if device.type != "cuda":
-        return f"it runs on {device}"
+        return f"it runs on {device}, and CUDA graphs need a CUDA device"
     if patcher.is_dynamic():
-        return "ComfyUI's dynamic memory may move its weights; --highvram or --disable-dynamic-vram would leave them"
+        return "ComfyUI's dynamic memory may move its weights; start ComfyUI with --highvram or --disable-dynamic-vram"
     if precision.cast is not None:
-        return f"its weights are cast to {precision.cast} at each use; another weight_dtype would not be"
+        return f"its weights are cast at each use; set weight_dtype to {NAMES[precision.cast]}"
     if patcher.model.model_lowvram:
-        return "not all of it is on the GPU"
+        return "only a part of its weights fits on the GPU; free GPU memory, or choose a smaller weight_dtype"
     return None

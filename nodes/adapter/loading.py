@@ -1,4 +1,4 @@
-"""From files to MODEL, CLIP and VAE: what the loader nodes give out."""
+"""Make MODEL, CLIP and VAE from files, for the loader nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["WEIGHT_DTYPES", "load", "load_tokenizer"]
 
 
 def load(source: Source, weight_dtype: str):
-    """MODEL, CLIP and VAE of whatever kind of model lies there. Raises BitDanceError before any weight is read."""
+    """Load MODEL, CLIP and VAE of either kind of model. Raises BitDanceError before any weight is read."""
     if CLASS_MODEL in find_layout(source).parts:
         checkpoint = read_imagenet(source, find_tokenizer=imagenet_tokenizer)
     else:
@@ -36,11 +36,15 @@ def load(source: Source, weight_dtype: str):
 
 
 def load_tokenizer(path: Path) -> BinaryVAE:
+    """Load a VAE from a model or a tokenizer's file. Raises BitDanceError before any weight is read."""
     return BinaryVAE(*read_autoencoder(path))
 
 
 def prompts_of_comfyui(rows: int) -> tuple[dict[str, Any], str] | None:
-    """The prompt tokenizer of a published model whose files bring none: ComfyUI has Qwen's vocabulary."""
+    """Make a published model's prompt tokenizer from ComfyUI's Qwen vocabulary, for files without a tokenizer.json.
+
+    `rows` of the embedding table identify the model. Returns the tokenizer and its origin, or None.
+    """
     folder = Path(comfy.sd.__file__).parent / "text_encoders" / "qwen25_tokenizer"
     files = folder / "vocab.json", folder / "merges.txt"
     if not all(file.is_file() for file in files):

@@ -1,4 +1,4 @@
-"""Figures of reconstructions: IMAGEs and BITS around the core's functions."""
+"""Measure reconstructions: convert IMAGEs and BITS for the core's functions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.metrics import Reconstruction
 from .latents import check_drawn
 
-MOST_CROPPED = 64  # pixels of a side: less than this, a tokenizer may leave out
+MOST_CROPPED = 64  # pixels of a side: encoding crops fewer than this
 MOST_LISTED = 8  # images
 
 
 def compare(image: Tensor, reconstruction: Tensor, bits: BitGrid | None) -> tuple[Reconstruction, str]:
-    """IMAGEs [B, H, W, C] in [0, 1], as they are (not rounded to 8 bits) -> their mean figures, and these in words.
+    """Measure IMAGEs [B, H, W, C] in [0, 1], without rounding to 8 bits; returns the means, and the figures as text.
 
-    Without bits there are 0 of them for each pixel.
+    Without bits, bits per pixel are 0. Raises BitDanceError if sizes, counts or bits do not agree.
     """
     pair = _of_one_size(_rgb(image, "image"), _rgb(reconstruction, "reconstruction"))
     per_pixel = 0.0
@@ -26,8 +26,9 @@ def compare(image: Tensor, reconstruction: Tensor, bits: BitGrid | None) -> tupl
         height, width = bits.size(bits.step or reconstruction.shape[1] // bits.height)
         if (height, width) != tuple(reconstruction.shape[1:3]):
             raise BitDanceError(
-                f"the bits are of pictures of {width}x{height}, the reconstruction is "
-                f"{reconstruction.shape[2]}x{reconstruction.shape[1]}: connect the bits that it was decoded from"
+                f"'bits' are of pictures of {width}x{height}, but 'reconstruction' is "
+                f"{reconstruction.shape[2]}x{reconstruction.shape[1]} (width x height); connect the bits that it was "
+                "decoded from"
             )
         per_pixel = metrics.bits_per_pixel(bits.channels, bits.step or reconstruction.shape[1] / bits.height)
     figures = metrics.measure(*pair, per_pixel)
@@ -39,14 +40,14 @@ def compare(image: Tensor, reconstruction: Tensor, bits: BitGrid | None) -> tupl
 
 
 def show(text: str, node_id: str) -> None:
-    """On the node that is running: a text of its `ui` the page shows only on nodes of its own."""
-    import server  # late: it brings the whole of ComfyUI, which these modules are tested without
+    """Show a text on the running node; the page shows the text of a node's `ui` only on ComfyUI's own nodes."""
+    import server  # late: it imports all of ComfyUI, and these modules are tested without that
 
     server.PromptServer.instance.send_progress_text(text, node_id)
 
 
 def _rgb(image: Tensor, name: str) -> Tensor:
-    """IMAGE -> [B, 3, H, W]; as when it is encoded, grey serves as all three and an alpha channel as none."""
+    """Convert an IMAGE to [B, 3, H, W] as encoding does: grey becomes three equal channels, alpha is dropped."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or not image.numel():
         raise BitDanceError(f"'{name}' must be images [B, H, W, C] of 1, 3 or 4 channels, found {list(image.shape)}")
     channels = image.movedim(-1, 1)
@@ -54,19 +55,19 @@ def _rgb(image: Tensor, name: str) -> Tensor:
 
 
 def _of_one_size(image: Tensor, reconstruction: Tensor) -> tuple[Tensor, ...]:
-    """The larger [B, 3, H, W] cropped around the middle, as encoding does, and a single one repeated."""
+    """Crop the larger of two [B, 3, H, W] equally at both ends, as encoding does, and repeat a single image."""
     pair = image, reconstruction
     (height, width), (other_height, other_width) = (tuple(images.shape[2:]) for images in pair)
     more = height - other_height, width - other_width
     if min(more) < 0 < max(more) or max(map(abs, more)) >= MOST_CROPPED:
         raise BitDanceError(
-            f"the image is {width}x{height}, its reconstruction {other_width}x{other_height}: connect the image that "
-            "was encoded, which may be a little larger"
+            f"'image' is {width}x{height} and 'reconstruction' {other_width}x{other_height} (width x height); connect "
+            f"the image that was encoded, whose sides may be up to {MOST_CROPPED - 1} pixels larger"
         )
     counts = len(image), len(reconstruction)
     if counts[0] != counts[1] and 1 not in counts:
         raise BitDanceError(
-            f"{counts[0]} images and {counts[1]} reconstructions: give as many of both, or one of either"
+            f"'image' has {counts[0]} images, 'reconstruction' {counts[1]}; connect equally many, or 1 of either"
         )
     size = min(height, other_height), min(width, other_width)
     return tuple(_crop(images, *size).expand(max(counts), -1, -1, -1) for images in pair)

@@ -1,4 +1,4 @@
-"""A tokenizer-only CLIP: CONDITIONING carries token ids, and the language model is the MODEL's (as for HiDream-O1)."""
+"""Make a tokenizer-only CLIP, and read its CONDITIONING: token ids, which the MODEL's language model reads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ...bitdance_core.patches import Grid
 from ...bitdance_core.prompt import PromptTokenizer
 
 IDS, TEXT = "bitdance_ids", "bitdance_text"  # keys in a CONDITIONING's options
-# options of stock nodes that ask for what a token's prompt cannot give
-REFUSED = {"start_percent": 0.0, "end_percent": 1.0, "control": None, "hooks": None}  # and where they ask nothing
-AREA_UNIT = 8  # pixels in which ComfyUI counts areas
+# conditioning options that BitDance cannot follow, with the value that means "unused"
+REFUSED = {"start_percent": 0.0, "end_percent": 1.0, "control": None, "hooks": None}
+AREA_UNIT = 8  # pixels: the unit of ComfyUI's areas
 
 
 class Tokenizer:
-    """What ComfyUI's CLIP asks of a tokenizer. Weights such as "(red:1.3)" stay the user's words."""
+    """The tokenizer in the form that ComfyUI's CLIP calls. Weights such as "(red:1.3)" are read as plain words."""
 
     def __init__(self, prompts: PromptTokenizer | None) -> None:
-        """None: of an ImageNet model, which draws no prompts."""
+        """`prompts` is None for an ImageNet model, which draws no prompts."""
         self.prompts = prompts
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
@@ -40,9 +40,9 @@ class Tokenizer:
 
 
 class Encoder(nn.Module):
-    """Passes token ids on; the "embedding" beside them only shows stock nodes that there is one."""
+    """Return token ids instead of an embedding; stock nodes need one, so the ids as floats take its place."""
 
-    disable_offload = True  # no weights: nothing for dynamic memory to manage
+    disable_offload = True  # there are no weights for dynamic memory to manage
 
     def __init__(self, device=None, dtype=None, model_options=None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
     def encode_token_weights(self, tokens):
         if "bitdance" not in tokens:
-            raise BitDanceError("these tokens are not of BitDance's tokenizer: tokenize with the CLIP you encode with")
+            raise BitDanceError("these tokens come from another tokenizer; tokenize with the CLIP that encodes them")
         ids = torch.tensor([[token[0] for token in tokens["bitdance"][0]]])
         return ids.unsqueeze(-1).float(), None, {IDS: ids, TEXT: tokens.get("text", "")}
 
@@ -69,6 +69,8 @@ class Encoder(nn.Module):
 
 
 def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
+    """Make the CLIP of a model; None is for an ImageNet model, whose CLIP refuses every prompt."""
+
     def tokenizer(embedding_directory=None, tokenizer_data=None):
         return Tokenizer(prompts)
 
@@ -76,24 +78,28 @@ def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
 
 
 def read_prompt(conditioning, prompts: PromptTokenizer, name: str) -> list[int]:
-    """Token ids of a CONDITIONING of one prompt (None: the unconditional template)."""
+    """Read the token ids of a CONDITIONING of one prompt; None is the unconditional template.
+
+    Raises BitDanceError, naming the input, for several prompts, areas, and prompts of another model.
+    """
     if conditioning is None:
         return prompts.unconditional()
     if len(conditioning) != 1:
         raise BitDanceError(f"'{name}' combines {len(conditioning)} prompts; put them in one text")
     entry = conditioning[0]
     if has_region(entry[1]):
-        raise BitDanceError(f"'{name}' is for an area; only 'positive' can have areas")
+        raise BitDanceError(f"'{name}' has an area, but only 'positive' can have areas; connect a prompt without one")
     return _read_entry(entry, prompts, name)
 
 
 def read_positive(
     conditioning, prompts: PromptTokenizer, grid: Grid, step: int
 ) -> tuple[list[list[int]], Tensor | None, str]:
-    """Prompts, which of them each token follows [patches, P] (None: all the only one), and their texts.
+    """Read prompts, the index of the prompt that each token follows [patches, P] (None if there is one), and the texts.
 
-    Prompts for areas or masks (Conditioning Set Area, Set Mask) go before the one for the whole picture, later ones
-    before earlier ones; where none is for the whole picture, the rest follows the unconditional template.
+    Prompts for areas or masks (Conditioning Set Area, Set Mask) win over the one for the whole picture, later ones over
+    earlier ones. Without a prompt for the whole picture, the rest follows the unconditional template. Raises
+    BitDanceError for several prompts for the whole picture and for prompts of another model.
     """
     whole = [entry for entry in conditioning if not has_region(entry[1])]
     regional = [entry for entry in conditioning if has_region(entry[1])]
@@ -114,36 +120,40 @@ def has_region(options: dict) -> bool:
 
 
 def _region(options: dict, grid: Grid, step: int) -> Tensor:
-    """The tokens, bool [h, w], that a CONDITIONING's area and mask cover."""
+    """Mark the tokens, bool [h, w], in a CONDITIONING's area and mask; `step` is the pixels of a token's side."""
     strengths = {options.get(name, 1.0) for name in ("strength", "mask_strength")}
-    if strengths != {1.0}:
-        raise BitDanceError("a prompt's area must have strength 1: a token follows a prompt or it does not")
+    if other := strengths - {1.0}:
+        raise BitDanceError(
+            f"the area or mask of a prompt must have strength 1, found {other.pop():g}: each token follows one prompt"
+        )
     covered = torch.ones(grid.height, grid.width, dtype=torch.bool)
     if (area := options.get("area")) is not None:
         if area[0] == "percentage":
             h, w, y, x = (part * side for part, side in zip(area[1:], (grid.height, grid.width) * 2))
         else:
             h, w, y, x = (part * AREA_UNIT / step for part in area)
-        rows, columns = torch.arange(grid.height) + 0.5, torch.arange(grid.width) + 0.5  # tokens' middles
+        rows, columns = torch.arange(grid.height) + 0.5, torch.arange(grid.width) + 0.5  # centres of tokens
         covered &= ((rows >= y) & (rows < y + h))[:, None] & (columns >= x) & (columns < x + w)
     if (mask := options.get("mask")) is not None:
         if mask.ndim == 3 and len(mask) > 1:
-            raise BitDanceError(f"a prompt's mask must be one for all pictures, found {len(mask)} masks")
+            raise BitDanceError(f"the mask of a prompt must be 1 mask for all pictures, found {len(mask)}")
         covered &= token_mask(mask, grid, 1)[0] >= THRESHOLD
     return covered
 
 
 def check_options(options: dict, name: str) -> None:
-    """Refuse what stock nodes ask for that a token's prompt cannot give."""
-    asked = [key for key, nothing in REFUSED.items() if options.get(key, nothing) != nothing]
-    if asked:
-        raise BitDanceError(f"'{name}' has {asked[0].replace('_', ' ')} set, which BitDance cannot follow")
+    """Raise BitDanceError if a CONDITIONING has options of stock nodes that BitDance cannot follow."""
+    used = [key for key, unused in REFUSED.items() if options.get(key, unused) != unused]
+    if used:
+        raise BitDanceError(
+            f"'{name}' has {used[0].replace('_', ' ')} set, which BitDance cannot follow; remove the node that sets it"
+        )
 
 
 def _read_entry(entry, prompts: PromptTokenizer, name: str) -> list[int]:
-    """Token ids of one prompt in a CONDITIONING, or BitDanceError that says what to do.
+    """Read the token ids of one entry of a CONDITIONING; one that ConditioningZeroOut zeroed is unconditional.
 
-    One that ConditioningZeroOut made zero counts as unconditional.
+    Raises BitDanceError, naming the input, for an entry of another model's CLIP, and for one that was changed since.
     """
     surrogate, options = entry
     if IDS not in options:
@@ -156,16 +166,18 @@ def _read_entry(entry, prompts: PromptTokenizer, name: str) -> list[int]:
         return prompts.unconditional()
     if not torch.equal(surrogate.flatten().float().cpu(), options[IDS].flatten().float()):
         raise BitDanceError(
-            f"'{name}' was averaged or concatenated, which token ids cannot be; put the words in one prompt"
+            f"'{name}' was averaged or concatenated, but token ids cannot be mixed; put the words in one prompt"
         )
     ids = options[IDS][0].tolist()
     if not prompts.is_own(ids):
-        raise BitDanceError(f"'{name}' was encoded by another model's CLIP; use the CLIP loaded with the MODEL")
+        raise BitDanceError(
+            f"'{name}' was encoded by another model's CLIP; use the CLIP that was loaded with the MODEL"
+        )
     return ids
 
 
 def encode(clip, text: str):
-    """A prompt's CONDITIONING, as CLIP Text Encode makes it."""
+    """Encode a prompt as CLIP Text Encode does. Raises BitDanceError if the CLIP is not BitDance's."""
     if clip is None or not isinstance(clip.tokenizer, Tokenizer):
         raise BitDanceError("this CLIP is not BitDance's; connect the CLIP of Load BitDance Model")
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
