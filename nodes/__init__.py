@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapter import folders
 from .bits import (
     BitDanceBitsToLatent,
     BitDanceEmptyBits,
@@ -13,6 +12,7 @@ from .bits import (
     BitDanceTokenizerEncode,
 )
 from .classes import BitDanceClassCondition
+from .comfy import folders
 from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
 from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer

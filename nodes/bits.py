@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bitdance_core.bit_grid import BitGrid
-from .adapter import latents
+from .comfy import latents
 from .sockets import ALIASES, CATEGORY, Bits
 
 

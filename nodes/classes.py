@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bitdance_core.errors import BitDanceError
-from .adapter import classes
+from .comfy import classes
 from .sockets import ALIASES, CATEGORY
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bitdance_core.bit_grid import BitGrid, load_bits
-from .adapter import bit_files
+from .comfy import bit_files
 from .sockets import ALIASES, CATEGORY, Bits
 
 

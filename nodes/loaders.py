@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bitdance_core import hub
-from .adapter import folders, lora
-from .adapter.loading import WEIGHT_DTYPES, load, load_tokenizer
+from .comfy import folders, lora
+from .comfy.loading import WEIGHT_DTYPES, load, load_tokenizer
 from .sockets import ALIASES, CATEGORY
 
 WEIGHT_DTYPE = io.Combo.Input(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..bitdance_core.bit_grid import BitGrid
-from .adapter import metrics
+from .comfy import metrics
 from .sockets import ALIASES, CATEGORY, Bits
 
 

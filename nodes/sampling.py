@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bitdance_core.flow import GUIDANCE_SCHEDULES, SAMPLERS
-from .adapter.sampling import Options, draw
+from .comfy.run import Options, draw
 from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .adapter.text import encode
+from .comfy.clip import encode
 from .sockets import ALIASES, CATEGORY
 
 

@@ -53,7 +53,7 @@ def measure(source: str, choice: str) -> None:
     from in_process import import_pack
 
     import_pack(ensure_comfyui())
-    loading = importlib.import_module("pack.nodes.adapter.loading")
+    loading = importlib.import_module("pack.nodes.comfy.loading")
     before, peak, done = private_bytes(), 0, threading.Event()
 
     def watch() -> None:

@@ -87,6 +87,6 @@ def pack_module(comfyui):
 
 @pytest.fixture(scope="session")
 def pack(pack_module):
-    """The adapter's modules."""
+    """The modules between the nodes and ComfyUI."""
     names = ("model", "loading", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs")
-    return SimpleNamespace(**{name: importlib.import_module(f"pack.nodes.adapter.{name}") for name in names})
+    return SimpleNamespace(**{name: importlib.import_module(f"pack.nodes.comfy.{name}") for name in names})

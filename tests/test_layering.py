@@ -27,7 +27,7 @@ def test_the_core_imports_only_what_the_design_allows():
         assert not foreign, f"{path.name} imports {foreign}"
 
 
-def test_only_the_adapter_knows_how_comfyui_manages_models():
+def test_only_nodes_comfy_imports_comfyuis_managers():
     for path in (ROOT / "nodes").glob("*.py"):
         foreign = imported(path) - {"__future__", "comfy_api"}
         assert not foreign, f"{path.name} imports {foreign}"

@@ -169,7 +169,7 @@ def test_fp8_weights_stay_fp8_in_comfyuis_layers(pack, tmp_path, pack_module):
     """Half the memory, ComfyUI's own quantized tensors; `bf16` undoes it."""
     import importlib
 
-    loading = importlib.import_module("pack.nodes.adapter.loading")
+    loading = importlib.import_module("pack.nodes.comfy.loading")
     files = convert(P16, tmp_path, "comfy", "fp8_e4m3fn", name="x")
     kept, _, _ = loading.load(tuple(files), "default")
     plain, _, _ = loading.load(tuple(files), "fp32")
@@ -187,7 +187,7 @@ def test_a_format_that_only_linear_layers_compute_in_is_kept_or_refused(pack, tm
 
     from comfy.quant_ops import QuantizedTensor
 
-    loading = importlib.import_module("pack.nodes.adapter.loading")
+    loading = importlib.import_module("pack.nodes.comfy.loading")
     files = convert(P16, tmp_path, "comfy", "bf16", name="x")
     tensors = load_file(files[2])
     name = next(key for key in tensors if key.endswith("attn.wqkv.weight"))
@@ -316,7 +316,7 @@ def test_published_files_are_fetched_when_picked(comfyui, tmp_path):
 def test_lora_files_reach_every_layer_of_an_imagenet_model(pack):
     import importlib
 
-    loading = importlib.import_module("pack.nodes.adapter.loading")
+    loading = importlib.import_module("pack.nodes.comfy.loading")
     model, _, _ = loading.load(IMAGENET / "tiny_4x.pt", "default")
     keys = pack.lora.key_map(model.model)
     for wrapper in ("", "base_model.model.", "diffusion_model."):

@@ -7,8 +7,8 @@ import torch
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.imagenet_classes import class_index, class_labels, parse_classes
 from ...bitdance_core.imagenet_config import ImageNetConfig
+from .clip import TEXT, check_options, has_region
 from .model import check_model
-from .text import TEXT, check_options, has_region
 
 LABELS = "bitdance_labels"  # a key in a CONDITIONING's options
 

@@ -21,10 +21,10 @@ from ...bitdance_core.memory import drawing_bytes
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.pipeline import make_grid
 from .classes import read_classes
+from .clip import read_positive, read_prompt
 from .graphs import graphs_of
 from .model import BitDanceHost, check_model, patchers_of
 from .prefetch import prefetching
-from .text import read_positive, read_prompt
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from ...bitdance_core.checkpoint import ImageNetCheckpoint, read_autoencoder, re
 from ...bitdance_core.components import CLASS_MODEL
 from ...bitdance_core.layout import find_layout
 from ...bitdance_core.prompt import published_tokenizer
+from .clip import make_clip
 from .folders import Source, imagenet_tokenizer
 from .model import load_model
 from .previews import BitsFormat, fit_rgb_factors
-from .text import make_clip
 from .vae import BinaryVAE
 from .weights import WEIGHT_DTYPES
 
