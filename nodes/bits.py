@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..bitdance_core.bit_grid import BitGrid
-from .comfy import latents
+from ..bitdance_core.errors import BitDanceError
+from .comfy.outputs import to_latent_type, to_output
+from .comfy.vae import check_vae
 from .sockets import ALIASES, CATEGORY, Bits
+
+STOCK_STEP = 8  # pixels of a token's side in an empty latent without `downscale_ratio_spacial`
 
 
 class BitDanceEmptyBits(io.ComfyNode):
@@ -39,7 +45,12 @@ class BitDanceEmptyBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, width, height, batch_size) -> io.NodeOutput:
-        return io.NodeOutput(latents.empty(width, height, batch_size))
+        if bool(width) != bool(height):
+            raise BitDanceError(
+                f"width is {width} and height {height}; set both, or set both to 0 for the model's own size"
+            )
+        # the sampler checks that the model's patches fit
+        return io.NodeOutput(BitGrid(batch_size, height, width))
 
 
 class BitDanceTokenizerEncode(io.ComfyNode):
@@ -60,7 +71,8 @@ class BitDanceTokenizerEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, image) -> io.NodeOutput:
-        return io.NodeOutput(latents.encode(vae, image))
+        bits = check_vae(vae).encode(image[..., :3])
+        return io.NodeOutput(BitGrid.from_bits(bits, vae.downscale_ratio))
 
 
 class BitDanceTokenizerDecode(io.ComfyNode):
@@ -81,7 +93,10 @@ class BitDanceTokenizerDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, bits: BitGrid) -> io.NodeOutput:
-        return io.NodeOutput(latents.decode(vae, bits))
+        config = check_vae(vae).config
+        check_drawn(bits)
+        bits.check(config.downscale, config.bits, "this binary tokenizer")
+        return io.NodeOutput(vae.decode(to_output(bits.signs())))
 
 
 class BitDanceBitsToLatent(io.ComfyNode):
@@ -99,7 +114,13 @@ class BitDanceBitsToLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, bits: BitGrid) -> io.NodeOutput:
-        return io.NodeOutput(latents.to_latent(bits))
+        check_drawn(bits)
+        latent = {"samples": to_latent_type(bits.signs())}
+        if bits.mask is not None:
+            latent["noise_mask"] = bits.mask[:, None]
+        if bits.step is not None:
+            latent["downscale_ratio_spacial"] = bits.step
+        return io.NodeOutput(latent)
 
 
 class BitDanceLatentToBits(io.ComfyNode):
@@ -118,4 +139,20 @@ class BitDanceLatentToBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent) -> io.NodeOutput:
-        return io.NodeOutput(latents.from_latent(latent))
+        samples, step = latent["samples"], latent.get("downscale_ratio_spacial")
+        if samples.ndim != 4:
+            raise BitDanceError(f"'latent' must be of pictures, [B, C, h, w], found {list(samples.shape)}")
+        if not samples.any():
+            step = step or STOCK_STEP
+            return io.NodeOutput(BitGrid(samples.shape[0], samples.shape[2] * step, samples.shape[3] * step))
+        bits = BitGrid.from_bits(samples, step)
+        if (mask := latent.get("noise_mask")) is not None:
+            # [B, H, W] or [B, 1, H, W], in pixels or in tokens
+            bits = replace(bits, mask=mask.reshape(-1, *mask.shape[-2:]))
+        return io.NodeOutput(bits)
+
+
+def check_drawn(bits: BitGrid, name: str = "bits") -> None:
+    """Raise BitDanceError if the input `name` is an empty canvas."""
+    if bits.packed is None:
+        raise BitDanceError(f"'{name}' is an empty canvas; draw on it with the Next-Patch Sampler first")

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+import math
+from dataclasses import replace
 
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..bitdance_core import bit_edits
 from ..bitdance_core.bit_grid import BitGrid
-from .comfy import edits
+from ..bitdance_core.editing import THRESHOLD, token_mask
+from ..bitdance_core.errors import BitDanceError
+from ..bitdance_core.patches import Grid
+from .bits import check_drawn
+from .comfy.model import check_model
+from .comfy.outputs import to_output
 from .sockets import ALIASES, CATEGORY, Bits
+
+SHOWN = 512  # pixels of a side of the images that show bits, approximately
+BARS = 96  # pixels of height of the bars below the planes
 
 
 class BitDancePadBits(io.ComfyNode):
@@ -44,7 +58,17 @@ class BitDancePadBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, bits: BitGrid, left, top, right, bottom) -> io.NodeOutput:
-        return io.NodeOutput(*edits.pad(model, bits, left, top, right, bottom))
+        host = check_model(model)
+        check_drawn(bits)
+        config, step = host.config, host.autoencoder.downscale
+        bits.check(step, host.autoencoder.bits, config.family)
+        patch = config.patch_size * step
+        left, top, right, bottom = (math.ceil(side / patch) * config.patch_size for side in (left, top, right, bottom))
+        padded = bit_edits.pad(bits.bits(), left, top, right, bottom)
+        new = torch.ones(bits.batch, *padded.shape[2:])
+        new[:, top : top + bits.height, left : left + bits.width] = 0
+        mask = new.repeat_interleave(step, 1).repeat_interleave(step, 2)
+        return io.NodeOutput(BitGrid.from_bits(padded, step, bits.prompt), to_output(mask))
 
 
 class BitDanceVaryBits(io.ComfyNode):
@@ -80,7 +104,9 @@ class BitDanceVaryBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, bits: BitGrid, share, seed) -> io.NodeOutput:
-        return io.NodeOutput(edits.vary(bits, share, seed))
+        check_drawn(bits)
+        varied = bit_edits.vary(bits.bits(), share, torch.Generator().manual_seed(seed))
+        return io.NodeOutput(replace(BitGrid.from_bits(varied, bits.step, bits.prompt), mask=bits.mask))
 
 
 class BitDanceBlendBits(io.ComfyNode):
@@ -108,7 +134,11 @@ class BitDanceBlendBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, below: BitGrid, above: BitGrid, mask) -> io.NodeOutput:
-        return io.NodeOutput(edits.blend(below, above, mask))
+        _check_alike("below", below, "above", above)
+        batch = max(below.batch, above.batch)
+        tokens = token_mask(mask, Grid(below.height, below.width, 1), batch) >= THRESHOLD
+        blended = bit_edits.blend(below.bits(), above.bits(), tokens)
+        return io.NodeOutput(BitGrid.from_bits(blended, below.step or above.step, below.prompt))
 
 
 class BitDanceInspectBits(io.ComfyNode):
@@ -138,4 +168,51 @@ class BitDanceInspectBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, bits: BitGrid, other: BitGrid | None = None) -> io.NodeOutput:
-        return io.NodeOutput(*edits.inspect(bits, other))
+        return io.NodeOutput(*_inspect(bits, other))
+
+
+def _inspect(bits: BitGrid, other: BitGrid | None) -> tuple[Tensor, Tensor, str]:
+    """Show planes and difference as IMAGEs [n, H, W, 3], and describe both in a report.
+
+    Raises BitDanceError for an empty canvas, and for bits of two tokenizers or two sizes.
+    """
+    check_drawn(bits)
+    own = bits.bits()
+    scale = max(1, SHOWN // max(own.shape[2:]))
+    set_share = own.float().mean((0, 2, 3))
+    report = [
+        f"{bits.batch} x {bits.channels} bits x {bits.width}x{bits.height} tokens ({bits.tokenizer}), "
+        f"{own.float().mean():.1%} of them +1",
+        "share of +1 by bit: " + " ".join(f"{share:.2f}" for share in set_share.tolist()),
+    ]
+    difference = torch.zeros(bits.batch, bits.height, bits.width)
+    if other is not None:
+        _check_alike("bits", bits, "other", other)
+        difference = bit_edits.differing(own, other.bits())
+        flipped = difference.sum((1, 2)) * bits.channels
+        total = bits.channels * bits.height * bits.width
+        report += [
+            f"picture {i}: {round(count)} of {total} bits differ ({count / total:.2%})"
+            for i, count in enumerate(flipped.tolist(), start=1)
+        ]
+    # below the planes, a bar for each bit shows its share of +1
+    small = max(1, scale // math.ceil(math.sqrt(bits.channels)))
+    heat = difference.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    sheet = bit_edits.planes(own, small)
+    bars = bit_edits.bars(set_share, sheet.shape[2], BARS).expand(bits.batch, -1, -1)
+    return _image(torch.cat((sheet, bars), dim=1)), _image(heat), "\n".join(report)
+
+
+def _check_alike(name: str, bits: BitGrid, other_name: str, other: BitGrid) -> None:
+    """Raise BitDanceError unless two inputs hold bits of one tokenizer."""
+    check_drawn(bits, name)
+    check_drawn(other, other_name)
+    if bits.channels != other.channels or len({bits.step, other.step} - {None}) > 1:
+        raise BitDanceError(
+            f"'{name}' has bits of a {bits.tokenizer} tokenizer, '{other_name}' of a {other.tokenizer} one; connect "
+            "bits of one tokenizer"
+        )
+
+
+def _image(grey: Tensor) -> Tensor:
+    return to_output(grey[..., None].expand(-1, -1, -1, 3))

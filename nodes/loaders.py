@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..bitdance_core import hub
-from .comfy import folders, lora
-from .comfy.loading import WEIGHT_DTYPES, load, load_tokenizer
+from ..bitdance_core.checkpoint import ImageNetCheckpoint, read_autoencoder, read_checkpoint, read_imagenet
+from ..bitdance_core.components import CLASS_MODEL
+from ..bitdance_core.layout import find_layout
+from .comfy import catalog, lora
+from .comfy.catalog import Source
+from .comfy.clip import make_clip, prompts_of_comfyui
+from .comfy.folders import file_names
+from .comfy.model import load_model
+from .comfy.previews import BitsFormat, fit_rgb_factors
+from .comfy.vae import BinaryVAE
+from .comfy.weights import WEIGHT_DTYPES
 from .sockets import ALIASES, CATEGORY
 
 WEIGHT_DTYPE = io.Combo.Input(
@@ -38,7 +49,7 @@ class BitDanceLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=folders.model_names(),
+                    options=catalog.model_names(),
                     tooltip="The small built-in model, a model in ComfyUI's folders (bitdance, diffusion_models, "
                     'checkpoints), or a published one marked "(download)", which is downloaded into models/bitdance '
                     "when the graph runs: about 35 GB for a 14B model, 18 GB in fp8, 4 to 10 GB for an ImageNet model.",
@@ -50,17 +61,17 @@ class BitDanceLoadModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name):
-        return folders.check_name(model_name, folders.model_names(), hub.PUBLISHED_MODELS, "BitDance model")
+        return catalog.check_name(model_name, catalog.model_names(), hub.PUBLISHED_MODELS, "BitDance model")
 
     @classmethod
     def fingerprint_inputs(cls, model_name, weight_dtype):
-        if not model_name or model_name.endswith(folders.DOWNLOAD):
+        if not model_name or model_name.endswith(catalog.DOWNLOAD):
             return None
-        return folders.fingerprint(folders.model_source(model_name))
+        return catalog.fingerprint(catalog.model_source(model_name))
 
     @classmethod
     def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(*load(folders.model_source(model_name), weight_dtype))
+        return io.NodeOutput(*load(catalog.model_source(model_name), weight_dtype))
 
 
 class BitDanceLoadFiles(io.ComfyNode):
@@ -76,18 +87,18 @@ class BitDanceLoadFiles(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "diffusion_model",
-                    options=folders.file_names("diffusion_models"),
+                    options=file_names("diffusion_models"),
                     tooltip="The diffusion head and projector, or an ImageNet model, under models/diffusion_models.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
-                    options=[folders.NONE, *folders.file_names("text_encoders")],
+                    options=[catalog.NONE, *file_names("text_encoders")],
                     tooltip="The language model (a Qwen3 with BitDance's own tokens) under models/text_encoders. "
                     "Choose none for an ImageNet model.",
                 ),
                 io.Combo.Input(
                     "tokenizer",
-                    options=folders.file_names("vae"),
+                    options=file_names("vae"),
                     tooltip="The binary tokenizer under models/vae.",
                 ),
                 WEIGHT_DTYPE,
@@ -99,11 +110,11 @@ class BitDanceLoadFiles(io.ComfyNode):
     def fingerprint_inputs(cls, diffusion_model, text_encoder, tokenizer, weight_dtype):
         if not (diffusion_model and text_encoder and tokenizer):  # linked from other nodes
             return None
-        return folders.fingerprint(*folders.picked(diffusion_model, text_encoder, tokenizer))
+        return catalog.fingerprint(*catalog.picked(diffusion_model, text_encoder, tokenizer))
 
     @classmethod
     def execute(cls, diffusion_model, text_encoder, tokenizer, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(*load(folders.picked(diffusion_model, text_encoder, tokenizer), weight_dtype))
+        return io.NodeOutput(*load(catalog.picked(diffusion_model, text_encoder, tokenizer), weight_dtype))
 
 
 class BitDanceLoadTokenizer(io.ComfyNode):
@@ -118,7 +129,7 @@ class BitDanceLoadTokenizer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "tokenizer_name",
-                    options=folders.tokenizer_names(),
+                    options=catalog.tokenizer_names(),
                     tooltip="The tokenizer of a model, a tokenizer's own file (.safetensors or .pt) under "
                     'models/bitdance or models/vae, or a published one marked "(download)", about 2 GB, which is '
                     "downloaded into models/bitdance when the graph runs.",
@@ -129,18 +140,18 @@ class BitDanceLoadTokenizer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, tokenizer_name):
-        known = folders.tokenizer_names()
-        return folders.check_name(tokenizer_name, known, hub.PUBLISHED_TOKENIZERS, "binary tokenizer")
+        known = catalog.tokenizer_names()
+        return catalog.check_name(tokenizer_name, known, hub.PUBLISHED_TOKENIZERS, "binary tokenizer")
 
     @classmethod
     def fingerprint_inputs(cls, tokenizer_name):
-        if not tokenizer_name or tokenizer_name.endswith(folders.DOWNLOAD):
+        if not tokenizer_name or tokenizer_name.endswith(catalog.DOWNLOAD):
             return None
-        return folders.fingerprint(folders.tokenizer_path(tokenizer_name))
+        return catalog.fingerprint(catalog.tokenizer_path(tokenizer_name))
 
     @classmethod
     def execute(cls, tokenizer_name) -> io.NodeOutput:
-        return io.NodeOutput(load_tokenizer(folders.tokenizer_path(tokenizer_name)))
+        return io.NodeOutput(load_tokenizer(catalog.tokenizer_path(tokenizer_name)))
 
 
 class BitDanceLoadLora(io.ComfyNode):
@@ -171,3 +182,22 @@ class BitDanceLoadLora(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name, strength) -> io.NodeOutput:
         return io.NodeOutput(lora.apply(model, lora_name, strength))
+
+
+def load(source: Source, weight_dtype: str):
+    """Load MODEL, CLIP and VAE of either kind of model. Raises BitDanceError before any weight is read."""
+    if CLASS_MODEL in find_layout(source).parts:
+        checkpoint = read_imagenet(source, find_tokenizer=catalog.imagenet_tokenizer)
+    else:
+        checkpoint = read_checkpoint(source, prompts_of_comfyui)
+    is_imagenet = isinstance(checkpoint, ImageNetCheckpoint)
+    config = checkpoint.autoencoder_config if is_imagenet else checkpoint.config.autoencoder
+    vae = BinaryVAE(config, checkpoint.autoencoder)
+    latent_format = BitsFormat(config, fit_rgb_factors(vae))
+    clip = make_clip(None if is_imagenet else checkpoint.prompts)
+    return load_model(checkpoint, weight_dtype, latent_format), clip, vae
+
+
+def load_tokenizer(path: Path) -> BinaryVAE:
+    """Load a VAE from a model or a tokenizer's file. Raises BitDanceError before any weight is read."""
+    return BinaryVAE(*read_autoencoder(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .comfy.clip import encode
+from .comfy.clip import check_clip
 from .sockets import ALIASES, CATEGORY
 
 
@@ -32,4 +32,5 @@ class BitDanceTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text) -> io.NodeOutput:
-        return io.NodeOutput(encode(clip, text))
+        clip = check_clip(clip)
+        return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)))

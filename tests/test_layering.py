@@ -1,6 +1,7 @@
 """Imports go downwards only (DESIGN.md): the core must work where there is no ComfyUI."""
 
 import ast
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,23 +20,26 @@ def imported(path: Path) -> set[str]:
 
 
 def test_the_core_imports_only_what_the_design_allows():
-    import sys
-
     for path in (ROOT / "bitdance_core").rglob("*.py"):
         allowed = ALLOWED | ({"ray"} if path.name == "distributed.py" else set())
-        foreign = imported(path) - set(sys.stdlib_module_names) - allowed
+        foreign = imported(path) - sys.stdlib_module_names - allowed
         assert not foreign, f"{path.name} imports {foreign}"
 
 
-def test_only_nodes_comfy_imports_comfyuis_managers():
+def test_nodes_reach_comfyuis_managers_only_through_nodes_comfy():
     for path in (ROOT / "nodes").glob("*.py"):
-        foreign = imported(path) - {"__future__", "comfy_api"}
+        foreign = imported(path) - sys.stdlib_module_names - {"torch", "comfy_api"}
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_nodes_comfy_imports_no_node():
+    for path in (ROOT / "nodes" / "comfy").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        from_nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 2]
+        assert not from_nodes and "comfy_api" not in imported(path), path.name
 
 
 def test_set_up_scripts_need_only_the_standard_library():
-    import sys
-
     for name in ("environment", "comfyui", "demo", "test"):
-        foreign = imported(ROOT / "scripts" / f"{name}.py") - set(sys.stdlib_module_names) - {"environment", "comfyui"}
+        foreign = imported(ROOT / "scripts" / f"{name}.py") - sys.stdlib_module_names - {"environment", "comfyui"}
         assert not foreign, f"{name}.py imports {foreign}"

@@ -165,14 +165,11 @@ def test_converted_files_in_comfyuis_folders(run, base, server, dtype):
     assert torch.equal(drawn_bits(run, base, picked, name), expected)
 
 
-def test_fp8_weights_stay_fp8_in_comfyuis_layers(pack, tmp_path, pack_module):
+def test_fp8_weights_stay_fp8_in_comfyuis_layers(pack, tmp_path):
     """Half the memory, ComfyUI's own quantized tensors; `bf16` undoes it."""
-    import importlib
-
-    loading = importlib.import_module("pack.nodes.comfy.loading")
     files = convert(P16, tmp_path, "comfy", "fp8_e4m3fn", name="x")
-    kept, _, _ = loading.load(tuple(files), "default")
-    plain, _, _ = loading.load(tuple(files), "fp32")
+    kept, _, _ = pack.loaders.load(tuple(files), "default")
+    plain, _, _ = pack.loaders.load(tuple(files), "fp32")
     layer = kept.model.diffusion_model.backbone.layers[0].mlp.up_proj
     assert type(layer.weight).__name__ == "QuantizedTensor" and layer.quant_format == "float8_e4m3fn"
     assert kept.model.diffusion_model.head.res_blocks[0].attn.wqkv.quant_format == "float8_e4m3fn"
@@ -183,11 +180,8 @@ def test_fp8_weights_stay_fp8_in_comfyuis_layers(pack, tmp_path, pack_module):
 
 def test_a_format_that_only_linear_layers_compute_in_is_kept_or_refused(pack, tmp_path):
     """nvfp4 as ComfyUI writes it: kept by default, and undone never."""
-    import importlib
-
     from comfy.quant_ops import QuantizedTensor
 
-    loading = importlib.import_module("pack.nodes.comfy.loading")
     files = convert(P16, tmp_path, "comfy", "bf16", name="x")
     tensors = load_file(files[2])
     name = next(key for key in tensors if key.endswith("attn.wqkv.weight"))
@@ -195,12 +189,12 @@ def test_a_format_that_only_linear_layers_compute_in_is_kept_or_refused(pack, tm
     note = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
     beside = weight.state_dict(name) | {name.replace("weight", "comfy_quant"): note}
     save_file(tensors | {key: tensor.contiguous() for key, tensor in beside.items()}, files[2])
-    kept, _, _ = loading.load(tuple(files), "default")
+    kept, _, _ = pack.loaders.load(tuple(files), "default")
     layer = kept.model.diffusion_model.head.get_submodule(name.partition("net.")[2].removesuffix(".weight"))
     assert layer.quant_format == "nvfp4"
     torch.testing.assert_close(layer.weight.dequantize(), weight.dequantize().float(), rtol=1e-2, atol=1e-3)
     with pytest.raises(ValueError, match="wqkv.weight is nvfp4, .* set weight_dtype to default"):
-        loading.load(tuple(files), "bf16")
+        pack.loaders.load(tuple(files), "bf16")
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -314,10 +308,7 @@ def test_published_files_are_fetched_when_picked(comfyui, tmp_path):
 
 
 def test_lora_files_reach_every_layer_of_an_imagenet_model(pack):
-    import importlib
-
-    loading = importlib.import_module("pack.nodes.comfy.loading")
-    model, _, _ = loading.load(IMAGENET / "tiny_4x.pt", "default")
+    model, _, _ = pack.loaders.load(IMAGENET / "tiny_4x.pt", "default")
     keys = pack.lora.key_map(model.model)
     for wrapper in ("", "base_model.model.", "diffusion_model."):
         assert keys[wrapper + "layers.0.attention.wqkv"] == "diffusion_model.layers.0.attention.wqkv.weight"

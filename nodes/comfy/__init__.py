@@ -1,1 +1,1 @@
-"""The seam between the core and ComfyUI: the only code that uses patchers, devices, casts and folders."""
+"""Between nodes and ComfyUI's managers: the only code that uses its patchers, devices, casts and folders."""

@@ -1,22 +1,18 @@
-"""Make a tokenizer-only CLIP, and read its CONDITIONING: token ids, which the MODEL's language model reads."""
+"""Make a tokenizer-only CLIP: its CONDITIONING carries token ids, which the MODEL's language model reads."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.sd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ...bitdance_core.editing import THRESHOLD, region_map, token_mask
 from ...bitdance_core.errors import BitDanceError
-from ...bitdance_core.patches import Grid
-from ...bitdance_core.prompt import PromptTokenizer
-
-IDS, TEXT = "bitdance_ids", "bitdance_text"  # keys in a CONDITIONING's options
-# conditioning options that BitDance cannot follow, with the value that means "unused"
-REFUSED = {"start_percent": 0.0, "end_percent": 1.0, "control": None, "hooks": None}
-AREA_UNIT = 8  # pixels: the unit of ComfyUI's areas
+from ...bitdance_core.prompt import PromptTokenizer, published_tokenizer
+from .conditioning import IDS, TEXT
 
 
 class Tokenizer:
@@ -77,107 +73,21 @@ def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
     return comfy.sd.CLIP(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
 
 
-def read_prompt(conditioning, prompts: PromptTokenizer, name: str) -> list[int]:
-    """Read the token ids of a CONDITIONING of one prompt; None is the unconditional template.
-
-    Raises BitDanceError, naming the input, for several prompts, areas, and prompts of another model.
-    """
-    if conditioning is None:
-        return prompts.unconditional()
-    if len(conditioning) != 1:
-        raise BitDanceError(f"'{name}' combines {len(conditioning)} prompts; put them in one text")
-    entry = conditioning[0]
-    if has_region(entry[1]):
-        raise BitDanceError(f"'{name}' has an area, but only 'positive' can have areas; connect a prompt without one")
-    return _read_entry(entry, prompts, name)
-
-
-def read_positive(
-    conditioning, prompts: PromptTokenizer, grid: Grid, step: int
-) -> tuple[list[list[int]], Tensor | None, str]:
-    """Read prompts, the index of the prompt that each token follows [patches, P] (None if there is one), and the texts.
-
-    Prompts for areas or masks (Conditioning Set Area, Set Mask) win over the one for the whole picture, later ones over
-    earlier ones. Without a prompt for the whole picture, the rest follows the unconditional template. Raises
-    BitDanceError for several prompts for the whole picture and for prompts of another model.
-    """
-    whole = [entry for entry in conditioning if not has_region(entry[1])]
-    regional = [entry for entry in conditioning if has_region(entry[1])]
-    if len(whole) > 1:
-        raise BitDanceError(
-            f"'positive' combines {len(whole)} prompts for the whole picture; put them in one text, or give them areas"
-        )
-    text = " | ".join(entry[1].get(TEXT, "") for entry in (*whole, *regional))
-    branches = [_read_entry(whole[0], prompts, "positive") if whole else prompts.unconditional()]
-    if not regional:
-        return branches, None, text
-    branches += [_read_entry(entry, prompts, "positive") for entry in regional]
-    return branches, region_map([_region(entry[1], grid, step) for entry in regional], grid), text
-
-
-def has_region(options: dict) -> bool:
-    return options.get("area") is not None or options.get("mask") is not None
-
-
-def _region(options: dict, grid: Grid, step: int) -> Tensor:
-    """Mark the tokens, bool [h, w], in a CONDITIONING's area and mask; `step` is the pixels of a token's side."""
-    strengths = {options.get(name, 1.0) for name in ("strength", "mask_strength")}
-    if other := strengths - {1.0}:
-        raise BitDanceError(
-            f"the area or mask of a prompt must have strength 1, found {other.pop():g}: each token follows one prompt"
-        )
-    covered = torch.ones(grid.height, grid.width, dtype=torch.bool)
-    if (area := options.get("area")) is not None:
-        if area[0] == "percentage":
-            h, w, y, x = (part * side for part, side in zip(area[1:], (grid.height, grid.width) * 2))
-        else:
-            h, w, y, x = (part * AREA_UNIT / step for part in area)
-        rows, columns = torch.arange(grid.height) + 0.5, torch.arange(grid.width) + 0.5  # centres of tokens
-        covered &= ((rows >= y) & (rows < y + h))[:, None] & (columns >= x) & (columns < x + w)
-    if (mask := options.get("mask")) is not None:
-        if mask.ndim == 3 and len(mask) > 1:
-            raise BitDanceError(f"the mask of a prompt must be 1 mask for all pictures, found {len(mask)}")
-        covered &= token_mask(mask, grid, 1)[0] >= THRESHOLD
-    return covered
-
-
-def check_options(options: dict, name: str) -> None:
-    """Raise BitDanceError if a CONDITIONING has options of stock nodes that BitDance cannot follow."""
-    used = [key for key, unused in REFUSED.items() if options.get(key, unused) != unused]
-    if used:
-        raise BitDanceError(
-            f"'{name}' has {used[0].replace('_', ' ')} set, which BitDance cannot follow; remove the node that sets it"
-        )
-
-
-def _read_entry(entry, prompts: PromptTokenizer, name: str) -> list[int]:
-    """Read the token ids of one entry of a CONDITIONING; one that ConditioningZeroOut zeroed is unconditional.
-
-    Raises BitDanceError, naming the input, for an entry of another model's CLIP, and for one that was changed since.
-    """
-    surrogate, options = entry
-    if IDS not in options:
-        raise BitDanceError(
-            f"'{name}' was not encoded for BitDance; encode it with the CLIP of Load BitDance Model, "
-            "by BitDance Text Encode or CLIP Text Encode"
-        )
-    check_options(options, name)
-    if not surrogate.any():
-        return prompts.unconditional()
-    if not torch.equal(surrogate.flatten().float().cpu(), options[IDS].flatten().float()):
-        raise BitDanceError(
-            f"'{name}' was averaged or concatenated, but token ids cannot be mixed; put the words in one prompt"
-        )
-    ids = options[IDS][0].tolist()
-    if not prompts.is_own(ids):
-        raise BitDanceError(
-            f"'{name}' was encoded by another model's CLIP; use the CLIP that was loaded with the MODEL"
-        )
-    return ids
-
-
-def encode(clip, text: str):
-    """Encode a prompt as CLIP Text Encode does. Raises BitDanceError if the CLIP is not BitDance's."""
+def check_clip(clip) -> comfy.sd.CLIP:
+    """Return a CLIP that is BitDance's. Raises BitDanceError for any other."""
     if clip is None or not isinstance(clip.tokenizer, Tokenizer):
         raise BitDanceError("this CLIP is not BitDance's; connect the CLIP of Load BitDance Model")
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return clip
+
+
+def prompts_of_comfyui(rows: int) -> tuple[dict[str, Any], str] | None:
+    """Make a published model's prompt tokenizer from ComfyUI's Qwen vocabulary, for files without a tokenizer.json.
+
+    `rows` of the embedding table identify the model. Returns the tokenizer and its origin, or None.
+    """
+    folder = Path(comfy.sd.__file__).parent / "text_encoders" / "qwen25_tokenizer"
+    files = folder / "vocab.json", folder / "merges.txt"
+    if not all(file.is_file() for file in files):
+        return None
+    data = published_tokenizer(*files, rows)
+    return data and (data, f"ComfyUI's {folder.name}")

@@ -20,8 +20,7 @@ from ...bitdance_core.head import compiled as compiled_head
 from ...bitdance_core.memory import drawing_bytes
 from ...bitdance_core.patches import Grid
 from ...bitdance_core.pipeline import make_grid
-from .classes import read_classes
-from .clip import read_positive, read_prompt
+from .conditioning import read_classes, read_positive, read_prompt
 from .graphs import graphs_of
 from .model import BitDanceHost, check_model, patchers_of
 from .prefetch import prefetching
