@@ -98,7 +98,7 @@ def _names() -> list[str]:
 
 
 def _exists(name: str) -> bool:
-    """Whether `name` is a file in one of the folders that `_names` lists."""
+    """Return whether `name` is a file in one of the folders that `_names` lists."""
     try:
         return str(name).endswith((SUFFIX, SUFFIX + OUTPUT)) and _locate(str(name)).is_file()
     except ValueError:  # a path outside of the folders
@@ -113,12 +113,12 @@ def _path(name: str) -> Path:
 
 
 def _missing(name: str) -> str:
-    """The sentence for a name that is not a file."""
+    """Write the sentence for a name that is not a file."""
     return f"there is no file of bits '{name}' in the input or output folder; press R to refresh bits_file"
 
 
 def _fingerprint(name: str) -> tuple[int, int]:
-    """Size and time of change, which ComfyUI compares before it takes a cached result."""
+    """Return size and time of change, which ComfyUI compares before it takes a cached result."""
     stat = _path(name).stat()
     return stat.st_size, stat.st_mtime_ns
 

@@ -221,12 +221,12 @@ def _only_fit(places: list[list[Path]], fits, model: Path, what: str, folder: st
 
 
 def _unreadable(path: Path) -> bool:
-    """Whether a file is too short to recognise; it is listed, so that loading it reports the damage."""
+    """Return whether a file is too short to recognise; it is listed, so that loading it reports the damage."""
     return path.stat().st_size < 16
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder is a complete model, or damaged in a way that loading reports."""
+    """Return whether a folder is a complete model, or damaged in a way that loading reports."""
     try:
         return not missing_files(folder)
     except BitDanceError:
@@ -234,7 +234,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _is_here(name: str, model: Published) -> bool:
-    """Whether a published model that consists of single files has been downloaded."""
+    """Return whether a published model that consists of single files has been downloaded."""
     folder = _folder_of(name, model)
     if model.loads:
         return all((folder / file).is_file() for file in model.files)

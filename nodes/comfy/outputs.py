@@ -36,5 +36,5 @@ def number_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
 
 
 def keeps_metadata() -> bool:
-    """Whether files may contain prompts and workflows; ComfyUI's --disable-metadata forbids it."""
+    """Return whether files may contain prompts and workflows; ComfyUI's --disable-metadata forbids it."""
     return not args.disable_metadata

@@ -133,12 +133,12 @@ def _numbers(info: TensorInfo, stored: Tensor, beside: dict[str, Tensor], dtype:
 
 
 def can_run(quantization: Quantization) -> bool:
-    """Whether this ComfyUI has layers for a quantized format."""
+    """Return whether this ComfyUI has layers for a quantized format."""
     return quantization.format in comfy.quant_ops.QUANT_ALGOS
 
 
 def _stays(info: TensorInfo, layer: nn.Module) -> bool:
-    """Whether a weight can stay quantized: in ComfyUI's Linear, and for 8-bit floats with a single scale."""
+    """Return whether a weight can stay quantized: in ComfyUI's Linear, and for 8-bit floats with a single scale."""
     scale = info.quantization.beside.get("weight_scale")
     is_float = info.quantization.format.startswith("float8")
     single = scale is None or all(n == 1 for n in scale.shape)
