@@ -53,7 +53,7 @@ def measure(source: str, choice: str) -> None:
     from in_process import import_pack
 
     import_pack(ensure_comfyui())
-    loading = importlib.import_module("pack.nodes.adapter.loading")
+    loaders = importlib.import_module("pack.nodes.loaders")
     before, peak, done = private_bytes(), 0, threading.Event()
 
     def watch() -> None:
@@ -64,7 +64,7 @@ def measure(source: str, choice: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    loaded = loading.load(Path(source), choice)
+    loaded = loaders.load(Path(source), choice)
     seconds = time.perf_counter() - begun
     done.set()
     watcher.join()

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--meaning", type=int, default=20, help="pictures to read (default: %(default)s)")
     args = parser.parse_args()
     import_pack(ensure_comfyui())
-    quantize = importlib.import_module("pack.nodes.adapter.quantize")
+    quantize = importlib.import_module("pack.nodes.comfy.quantize")
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
     columns = [(choice, False) for choice in quantize.choices()] + [("fp8_e4m3fn", True)]
     rng = np.random.default_rng(0)

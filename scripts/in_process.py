@@ -11,7 +11,7 @@ from environment import ROOT
 
 
 def import_pack(comfyui: Path) -> ModuleType:
-    """The pack, under the name `pack`; what lies in it is imported as pack.nodes, pack.nodes.adapter.model, …"""
+    """The pack, under the name `pack`; what lies in it is imported as pack.nodes, pack.nodes.comfy.model, …"""
     sys.path.append(str(comfyui))  # at the end: its `nodes` and `tests` are not ours
     import comfy.options
 

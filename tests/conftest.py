@@ -87,6 +87,7 @@ def pack_module(comfyui):
 
 @pytest.fixture(scope="session")
 def pack(pack_module):
-    """The adapter's modules."""
-    names = ("model", "loading", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs")
-    return SimpleNamespace(**{name: importlib.import_module(f"pack.nodes.adapter.{name}") for name in names})
+    """The modules between the nodes and ComfyUI, and the loaders."""
+    names = ("model", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs")
+    modules = {name: importlib.import_module(f"pack.nodes.comfy.{name}") for name in names}
+    return SimpleNamespace(**modules, loaders=importlib.import_module("pack.nodes.loaders"))

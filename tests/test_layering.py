@@ -57,7 +57,7 @@ def imported_here(name: str, path: Path) -> set[str]:
 def test_the_core_imports_only_what_the_design_allows():
     for name, path in core_modules().items():
         allowed = ALLOWED | ({"ray"} if name == "batch.ray_workers" else set())
-        foreign = imported(path) - set(sys.stdlib_module_names) - allowed
+        foreign = imported(path) - sys.stdlib_module_names - allowed
         assert not foreign, f"{name} imports {foreign}"
 
 
@@ -75,13 +75,20 @@ def test_no_modules_of_the_core_import_each_other():
     TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
-def test_only_the_adapter_knows_how_comfyui_manages_models():
+def test_nodes_reach_comfyuis_managers_only_through_nodes_comfy():
     for path in (ROOT / "nodes").glob("*.py"):
-        foreign = imported(path) - {"__future__", "comfy_api"}
+        foreign = imported(path) - sys.stdlib_module_names - {"torch", "comfy_api"}
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_nodes_comfy_imports_no_node():
+    for path in (ROOT / "nodes" / "comfy").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        from_nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 2]
+        assert not from_nodes and "comfy_api" not in imported(path), path.name
 
 
 def test_set_up_scripts_need_only_the_standard_library():
     for name in ("environment", "comfyui", "demo", "test"):
-        foreign = imported(ROOT / "scripts" / f"{name}.py") - set(sys.stdlib_module_names) - {"environment", "comfyui"}
+        foreign = imported(ROOT / "scripts" / f"{name}.py") - sys.stdlib_module_names - {"environment", "comfyui"}
         assert not foreign, f"{name}.py imports {foreign}"

@@ -71,7 +71,6 @@ def test_every_node_explains_itself(server, schemas, name):
     assert all(len(tooltip) > 10 for tooltip in node["output_tooltips"])
     page = server.get_bytes(f"/extensions/{PACK}/docs/{name}.md").decode()
     assert page.startswith(f"# {node['display_name']}\n")
-    assert all(f"\n| {input_name} |" in page for input_name in inputs), "every input stands on the help page"
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -1,7 +1,7 @@
-"""Weights on their way while the layer before computes: ComfyUI's own prefetch queue, which its video models use.
+"""Copy a layer's weights to the GPU while the layer before computes, by ComfyUI's own prefetch queue.
 
-Without it ComfyUI fetches each weight when its matrix is due, one ahead; with it, a whole layer ahead. It works with
-dynamic memory on a GPU alone: elsewhere ComfyUI makes no queue, and nothing changes.
+Without it ComfyUI copies one matrix ahead, with it a whole layer. It needs dynamic memory on a GPU: otherwise ComfyUI
+makes no queue, and nothing changes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 
 @contextmanager
 def prefetching(patcher: comfy.model_patcher.ModelPatcher, stack: nn.Module) -> Iterator[None]:
-    """While it is entered, each pass of `stack` tells ComfyUI of its `layers` in their order.
+    """Queue the `layers` of `stack` in their order at each of its passes, within the context.
 
-    What a pass that was stopped has left, ComfyUI clears away after the node.
+    ComfyUI clears the queue of an interrupted pass after the node.
     """
     options = {"prefetch_dynamic_vbars": patcher.is_dynamic()}
     device = patcher.load_device

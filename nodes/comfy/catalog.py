@@ -1,14 +1,13 @@
-"""Which models there are: built in, in ComfyUI's folders, and published ones that a user may ask to download."""
+"""List and locate models: built in, in ComfyUI's folders, and published ones that can be downloaded."""
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
 
-from ...bitdance_core import hub
+from ...bitdance_core.checkpoints import hub
 from ...bitdance_core.checkpoints.checkpoint import ASSETS, builtin_models, read_autoencoder
 from ...bitdance_core.checkpoints.hub import Published
 from ...bitdance_core.checkpoints.layouts import COMFY_FOLDERS, WEIGHTS, files_of_set, missing_files
@@ -18,31 +17,22 @@ from ...bitdance_core.checkpoints.tensor_names import (
     LANGUAGE_MODEL,
     PROJECTOR,
     TOKENIZER,
-    parts_in,
     read_components,
 )
 from ...bitdance_core.errors import BitDanceError, MissingFileError
 from .downloads import fetch
+from .folders import FOLDER, file_path, parts_of, weight_files
 
-FOLDER = "bitdance"  # under models/, and in extra_model_paths.yaml
 DOWNLOAD = " (download)"
-NONE = "none"  # in the list of text encoders: an ImageNet model has none
-WHOLE = (HEAD, LANGUAGE_MODEL, TOKENIZER)  # of a text-to-image model in one file
-DEPTH = 3  # how far below a models folder we look
+NONE = "none"  # in the list of text encoders, for an ImageNet model
+WHOLE = (HEAD, LANGUAGE_MODEL, TOKENIZER)  # the parts that make one file a text-to-image model
+DEPTH = 3  # levels below a models folder that are searched
 
-Source = Path | tuple[Path, ...]  # what the core's `read_checkpoint` takes
-
-
-def register() -> None:
-    """Make `bitdance` one of ComfyUI's model folders."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    # a new folder would list every file
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, extensions | folder_paths.supported_pt_extensions)
+Source = Path | tuple[Path, ...]  # the argument of the core's `read_checkpoint`: a folder, a file, or a set of files
 
 
 def model_names() -> list[str]:
-    """Built-in models, then what lies in ComfyUI's folders, then published ones that are not here."""
+    """List built-in models, then those in ComfyUI's folders, then published ones that are not downloaded yet."""
     local = [*_model_folders(), *_model_files()]
     published = [
         name + DOWNLOAD
@@ -53,14 +43,14 @@ def model_names() -> list[str]:
 
 
 def tokenizer_names() -> list[str]:
-    """Binary tokenizers: of every model, single files, and published ones that are not here."""
+    """List binary tokenizers: of models, single files, and published ones that are not downloaded yet."""
     folders = _model_folders()
     files = [
         name
         for key in (FOLDER, "vae", "checkpoints")
-        for name, path in _files(key).items()
+        for name, path in weight_files(key).items()
         if not any(folder in path.parents for folder in folders.values())
-        and (TOKENIZER in _parts(path) or _unreadable(path) and key != "checkpoints")
+        and (TOKENIZER in parts_of(path) or _unreadable(path) and key != "checkpoints")
     ]
     local = dict.fromkeys(files)
     published = [
@@ -72,17 +62,25 @@ def tokenizer_names() -> list[str]:
 
 
 def check_name(name: str | None, known: list[str], published: dict[str, Published], what: str) -> bool | str:
-    """For `validate_inputs`: True, or a sentence. None comes from another node, and a "(download)" stays a good name
-    once it is here.
+    """Answer `validate_inputs`: True, or a sentence for a name that is not `known`.
+
+    None is a name linked from another node. A "(download)" name stays valid after the download.
     """
     bare = str(name).removesuffix(DOWNLOAD)
     if name is None or {name, bare} & set(known) or (name != bare and bare in published):
         return True
-    return f"there is no {what} '{name}'; have: {', '.join(known)}"
+    return _missing(what, name, known)
+
+
+def _missing(what: str, name: str | None, known: list[str]) -> str:
+    return f"there is no {what} '{name}'; choose one of: {', '.join(known)}"
 
 
 def model_source(name: str) -> Source:
-    """What a name that `model_names` listed means; downloads a published model that was picked as such."""
+    """Locate a model that `model_names` listed; downloads one that is marked so.
+
+    Raises MissingFileError if the model or a part of it is missing, or cannot be downloaded.
+    """
     if name in builtin_models():
         return ASSETS / name
     published = name.removesuffix(DOWNLOAD)
@@ -90,50 +88,43 @@ def model_source(name: str) -> Source:
         return folders[published]
     if published in (files := _model_files()):
         path = files[published]
-        return path if CLASS_MODEL in _parts(path) or _parts(path) >= {*WHOLE} else _set_of(path)
+        return path if CLASS_MODEL in parts_of(path) or parts_of(path) >= {*WHOLE} else _set_of(path)
     if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_MODELS:
         return _downloaded(published, hub.PUBLISHED_MODELS[published])
-    raise MissingFileError(f"there is no BitDance model '{name}'; have: {', '.join(model_names())}")
+    raise MissingFileError(_missing("BitDance model", name, model_names()))
 
 
 def tokenizer_path(name: str) -> Path:
-    """What `read_autoencoder` takes, for a name that `tokenizer_names` listed."""
+    """Locate a tokenizer that `tokenizer_names` listed, for `read_autoencoder`; downloads one that is marked so.
+
+    Raises MissingFileError if it is missing or cannot be downloaded.
+    """
     if name in builtin_models():
         return ASSETS / name
     if name in (folders := _model_folders()):
         return folders[name]
     for key in (FOLDER, "vae", "checkpoints"):
-        if name in (files := _files(key)):
+        if name in (files := weight_files(key)):
             return files[name]
     published = name.removesuffix(DOWNLOAD)
     if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_TOKENIZERS:
         return _downloaded(published, hub.PUBLISHED_TOKENIZERS[published])
-    raise MissingFileError(f"there is no binary tokenizer '{name}'; have: {', '.join(tokenizer_names())}")
-
-
-def file_names(key: str) -> list[str]:
-    """Files in one of ComfyUI's folders, and under our own."""
-    return list(_files(key) | _files(FOLDER))
-
-
-def file_path(key: str, name: str) -> Path:
-    """A file that `file_names` listed."""
-    files = _files(FOLDER) | _files(key)
-    if name not in files:
-        raise MissingFileError(f"there is no file '{name}' in ComfyUI's {key} folder, nor in {FOLDER}")
-    return files[name]
+    raise MissingFileError(_missing("binary tokenizer", name, tokenizer_names()))
 
 
 def picked(diffusion_model: str, text_encoder: str, tokenizer: str) -> tuple[Path, ...]:
-    """The files that Load BitDance Files names."""
+    """Locate the files chosen in Load BitDance Files. Raises MissingFileError for one that is gone."""
     files = {"diffusion_models": diffusion_model, "text_encoders": text_encoder, "vae": tokenizer}
     return tuple(file_path(key, name) for key, name in files.items() if (key, name) != ("text_encoders", NONE))
 
 
 def imagenet_tokenizer(model: Path, bits: int) -> Path:
-    """The binary tokenizer in ComfyUI's folders that an ImageNet model without one of its own can use."""
+    """Find a binary tokenizer of `bits` bits in ComfyUI's folders, for an ImageNet model that has none.
+
+    Raises MissingFileError unless exactly one fits.
+    """
     return _only_fit(
-        [[path for path in _files(key).values() if TOKENIZER in _parts(path)] for key in ("vae", FOLDER)],
+        [[path for path in weight_files(key).values() if TOKENIZER in parts_of(path)] for key in ("vae", FOLDER)],
         lambda path: read_autoencoder(path)[0].bits == bits,
         model,
         f"binary tokenizer of {bits} bits (published: ae_d16c32)",
@@ -142,11 +133,11 @@ def imagenet_tokenizer(model: Path, bits: int) -> Path:
 
 
 def fingerprint(*sources: Source) -> list[tuple[str, int, int]]:
-    """Changes when a file of a model or a tokenizer does."""
+    """List name, size and time of change of each file that a model or tokenizer may be read from."""
     paths = [path for source in sources for path in ((source,) if isinstance(source, Path) else source)]
     files = []
     for path in paths:
-        # what lies beside a file may belong to it
+        # files beside it may belong to it
         beside = [path.parent / "tokenizer.json", path.with_name(f"{path.stem}_config.json")]
         around = [*beside, *sorted(path.parent.glob("ae*"))] if path.is_file() else []
         files += [file for file in [path, *around, *sorted(path.rglob("*"))] if file.is_file()]
@@ -154,7 +145,7 @@ def fingerprint(*sources: Source) -> list[tuple[str, int, int]]:
 
 
 def _model_folders() -> dict[str, Path]:
-    """Complete official and diffusers folders by their name in the list, a path below one of ComfyUI's folders."""
+    """Find complete official and diffusers folders; their names are paths relative to a `bitdance` folder."""
     found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
         for folder, subfolders, _ in os.walk(root, followlinks=True):
@@ -168,35 +159,38 @@ def _model_folders() -> dict[str, Path]:
 
 
 def _model_files() -> dict[str, Path]:
-    """Files that are a model: all in one, an ImageNet model, or a head, whose other parts are files of their own."""
+    """Find files that are a model: a whole one, an ImageNet model, or a head whose other parts are separate files."""
     folders = _model_folders().values()
     found: dict[str, Path] = {}
     for key in (FOLDER, "diffusion_models", "checkpoints"):
-        for name, path in _files(key).items():
-            is_model = CLASS_MODEL in _parts(path) or {HEAD, PROJECTOR} <= _parts(path)
+        for name, path in weight_files(key).items():
+            is_model = CLASS_MODEL in parts_of(path) or {HEAD, PROJECTOR} <= parts_of(path)
             if is_model and not any(folder in path.parents for folder in folders):
                 found.setdefault(name, path)
     return found
 
 
 def _set_of(head: Path) -> tuple[Path, ...]:
-    """The files of a model whose head is this one: beside it, else in ComfyUI's folders."""
+    """Find the text encoder and the binary tokenizer that fit a head: beside it, else in ComfyUI's folders.
+
+    Raises MissingFileError unless exactly one of each fits.
+    """
     beside = [path for path in sorted(head.parent.iterdir()) if path.suffix.lower() in WEIGHTS and path != head]
-    if head.parent.name in COMFY_FOLDERS:  # a download may have folders like ComfyUI's
+    if head.parent.name in COMFY_FOLDERS:  # a download may have subfolders like ComfyUI's
         beside += [path for path in files_of_set(head.parent.parent) if path.parent != head.parent]
     shapes = read_components([head])[0][HEAD].shapes
     width, bits = shapes["cond_embed.weight"][1], shapes["input_proj.weight"][1]
 
     def find(part: str, folder: str, fits, what: str) -> Path:
-        near = [path for path in beside if part in _parts(path)]
-        far = [path for path in _files(folder).values() if part in _parts(path)]
+        near = [path for path in beside if part in parts_of(path)]
+        far = [path for path in weight_files(folder).values() if part in parts_of(path)]
         return _only_fit([near, far], fits, head, what, folder)
 
     def is_as_wide(path: Path) -> bool:
         return read_components([path])[0][LANGUAGE_MODEL].shapes["norm.weight"] == (width,)
 
     found = [head]
-    own = _parts(head)
+    own = parts_of(head)
     if LANGUAGE_MODEL not in own:
         found.append(find(LANGUAGE_MODEL, "text_encoders", is_as_wide, f"text encoder, a Qwen3 {width} wide"))
     if TOKENIZER not in own:
@@ -206,12 +200,15 @@ def _set_of(head: Path) -> tuple[Path, ...]:
 
 
 def _only_fit(places: list[list[Path]], fits, model: Path, what: str, folder: str) -> Path:
-    """The one file that fits, in the first place that has any; among several the one that is named like the model."""
+    """Choose the file that fits, from the first place that has any; among several, the one named like the model.
+
+    Raises MissingFileError unless exactly one fits.
+    """
 
     def is_fit(path: Path) -> bool:
         try:
             return fits(path)
-        except (BitDanceError, KeyError):  # damaged, or another model's: not what we look for
+        except (BitDanceError, KeyError):  # damaged, or of another model
             return False
 
     found = next((good for files in places if (good := [path for path in files if is_fit(path)])), [])
@@ -219,36 +216,17 @@ def _only_fit(places: list[list[Path]], fits, model: Path, what: str, folder: st
     if len(named or found) == 1:
         return (named or found)[0]
     seen = f"several fit: {', '.join(path.name for path in found)}" if found else "there is none"
-    hint = "pick one in Load BitDance Files" if found else f"put one into ComfyUI's {folder} folder"
-    raise MissingFileError(f"{model.name} needs a {what}, and {seen}; {hint}")
-
-
-def _files(key: str) -> dict[str, Path]:
-    """Files of weights in one of ComfyUI's folders, by their names in lists."""
-    found = {}
-    for name in folder_paths.get_filename_list(key):
-        if name.lower().endswith(WEIGHTS) and (path := folder_paths.get_full_path(key, name)):
-            found[name] = Path(path)
-    return found
-
-
-def _parts(path: Path) -> frozenset[str]:
-    stat = path.stat()
-    return _parts_at(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)  # some bytes for each file: lists are made anew whenever the page asks for nodes
-def _parts_at(path: Path, size: int, changed: int) -> frozenset[str]:
-    return parts_in(path)
+    hint = "choose one in Load BitDance Files" if found else f"put one into ComfyUI's {folder} folder"
+    raise MissingFileError(f"{model.name} needs a {what}, but {seen}; {hint}")
 
 
 def _unreadable(path: Path) -> bool:
-    """Too damaged to say what it is: listed, so that loading it names the damage."""
+    """Return whether a file is too short to recognise; it is listed, so that loading it reports the damage."""
     return path.stat().st_size < 16
 
 
 def _is_model(folder: Path) -> bool:
-    """Complete, or damaged in a way that loading it will name."""
+    """Return whether a folder is a complete model, or damaged in a way that loading reports."""
     try:
         return not missing_files(folder)
     except BitDanceError:
@@ -256,11 +234,11 @@ def _is_model(folder: Path) -> bool:
 
 
 def _is_here(name: str, model: Published) -> bool:
-    """Whether a published model that is files, not a folder, has been downloaded before."""
+    """Return whether a published model that consists of single files has been downloaded."""
     folder = _folder_of(name, model)
     if model.loads:
         return all((folder / file).is_file() for file in model.files)
-    parts = set().union(*(_parts(path) for path in folder.rglob("*.safetensors")))
+    parts = set().union(*(parts_of(path) for path in folder.rglob("*.safetensors")))
     return "*.safetensors" in model.files and parts >= {*WHOLE}
 
 
@@ -269,7 +247,7 @@ def _folder_of(name: str, model: Published) -> Path:
 
 
 def _downloaded(name: str, model: Published) -> Source:
-    """Fetch a published model, with progress in the graph; what loads it."""
+    """Download a published model unless it is complete, and locate it. Raises BitDanceError if files are missing."""
     folder = _folder_of(name, model)
     if not _is_here(name, model):
         fetch(model, folder)
@@ -277,7 +255,7 @@ def _downloaded(name: str, model: Published) -> Source:
         return folder / model.loads
     if not (missing := missing_files(folder)):
         return folder
-    heads = [path for path in sorted(folder.rglob("*.safetensors")) if {HEAD, PROJECTOR} <= _parts(path)]
+    heads = [path for path in sorted(folder.rglob("*.safetensors")) if {HEAD, PROJECTOR} <= parts_of(path)]
     if len(heads) == 1:
         return _set_of(heads[0])
     raise BitDanceError(f"the download of {name} lacks {', '.join(missing)}; queue again to continue it")

@@ -1,4 +1,4 @@
-"""BitDance as a ComfyUI MODEL: the language model in one patcher, the diffusion head in another.
+"""Make a ComfyUI MODEL of BitDance: the language model in one patcher, the diffusion head in another.
 
 The head runs some fifty times for each patch, the language model once. Two patchers let a small card keep the head
 resident and stream the language model.
@@ -32,7 +32,7 @@ USE_OUR_SAMPLER = (
 
 
 class BitDanceHead(nn.Module):
-    """What the head's patcher holds; its parameters have the names that they have in the whole model."""
+    """The module of the head's patcher; its parameters have the same names as in the whole model."""
 
     def __init__(self, model: BitDance | ImageNetModel, precision: Precision) -> None:
         super().__init__()
@@ -46,12 +46,11 @@ class BitDanceHead(nn.Module):
 
 
 class BitDanceHost(nn.Module):
-    """What the backbone's patcher holds: all that stock nodes ask of a MODEL.
+    """The module of the backbone's patcher, with the attributes that stock nodes read from a MODEL.
 
     `diffusion_model` is the whole BitDance or ImageNetModel, of which ComfyUI moves all but two parts. The head (which
-    has its own patcher) and the language model's embedding table (of which a prompt needs a few rows, from system
-    memory) are held aside: reachable as attributes, but no part of the module tree. An ImageNet model has neither
-    `prompts` nor `embedding`.
+    has its own patcher) and the language model's embedding table (which stays in system memory, as a prompt needs only
+    a few rows) are attributes outside of the module tree. An ImageNet model has neither `prompts` nor `embedding`.
     """
 
     def __init__(
@@ -64,9 +63,9 @@ class BitDanceHost(nn.Module):
         precision: Precision,
     ) -> None:
         super().__init__()
-        hold_aside(model, "head", model.head)
+        detach_child(model, "head", model.head)
         if embedding is not None:
-            hold_aside(model.backbone, "embed_tokens", nn.Embedding.from_pretrained(embedding))
+            detach_child(model.backbone, "embed_tokens", nn.Embedding.from_pretrained(embedding))
         self.diffusion_model = model
         self.prompts = prompts
         self.autoencoder = autoencoder
@@ -85,7 +84,7 @@ class BitDanceHost(nn.Module):
         return self.precision.storage
 
     def state_dict(self, *args, **kwargs):
-        """The head's tensors too: LoRA loaders look here for the keys that can be patched."""
+        """Include the head's tensors, because LoRA loaders take the keys that can be patched from here."""
         state = super().state_dict(*args, **kwargs)
         head = self.diffusion_model.head.state_dict()
         state.update({HEAD_KEYS + name: tensor for name, tensor in head.items()})
@@ -97,11 +96,14 @@ class BitDanceHost(nn.Module):
     apply_model = memory_required = extra_conds_shapes = _not_this_way
 
     def state_dict_for_saving(self, *args, **kwargs):
-        raise RuntimeError("ModelSave cannot write a BitDance model: it would lack its tokenizers.")
+        raise RuntimeError(
+            "ModelSave cannot write a BitDance model, which needs its tokenizers too: use the convert command "
+            "(python -m bitdance_core convert)."
+        )
 
 
-def hold_aside(module: nn.Module, name: str, child: nn.Module) -> None:
-    """Keep a child reachable as an attribute, outside of the tree that patchers move and count."""
+def detach_child(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Make a child a plain attribute, outside of the module tree that patchers move and count."""
     del module._modules[name]
     module.__dict__[name] = child
 
@@ -112,10 +114,10 @@ def load_model(
     latent_format: BitsFormat,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a recognised model; raises BitDanceError before any weight is read."""
+    """Load the MODEL of a recognised checkpoint. Raises BitDanceError before any weight is read."""
     weights = read_model(checkpoint, WEIGHT_DTYPES[weight_dtype])
     patcher = build_model(checkpoint, weights, weight_dtype, latent_format, disable_dynamic)
-    # how ComfyUI makes the same model anew, for another device or without dynamic memory
+    # ComfyUI calls it to load the same model again, for another device or without dynamic memory
     patcher.cached_patcher_init = (load_model, (checkpoint, weight_dtype, latent_format))
     return patcher
 
@@ -123,7 +125,7 @@ def load_model(
 def read_model(
     checkpoint: Checkpoint | ImageNetCheckpoint, requested: torch.dtype | str | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of all but the binary tokenizer, by their names in `BitDance` or `ImageNetModel`."""
+    """Read all tensors but the binary tokenizer's, by their names in `BitDance` or `ImageNetModel`."""
     if isinstance(checkpoint, ImageNetCheckpoint):
         return read_weights(ImageNetModel(checkpoint.config, device="meta"), checkpoint.backbone, requested)
     reference = BitDance(checkpoint.config, device="meta")
@@ -142,7 +144,7 @@ def build_model(
     latent_format: BitsFormat,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The backbone's patcher; its model holds the head's (see `patchers_of`)."""
+    """Build the backbone's patcher; its model has the head's as `head_patcher` (see `patchers_of`)."""
     if isinstance(checkpoint, ImageNetCheckpoint):
         network, prompts, autoencoder = ImageNetModel, None, checkpoint.autoencoder_config
     else:
@@ -171,24 +173,23 @@ def build_model(
 
 
 def check_model(model) -> BitDanceHost:
-    """What a BitDance MODEL holds, or BitDanceError for another."""
+    """Return the module of a BitDance MODEL. Raises BitDanceError for any other."""
     if not isinstance(getattr(model, "model", None), BitDanceHost):
         raise BitDanceError("this MODEL is not a BitDance model; connect the MODEL of Load BitDance Model")
     return model.model
 
 
 def patchers_of(model: comfy.model_patcher.ModelPatcher) -> list[comfy.model_patcher.ModelPatcher]:
-    """Both patchers of a MODEL in the order for `load_models_gpu`, LoRA patches of the head's keys with the head's.
+    """List both patchers of a MODEL in the order for `load_models_gpu`, with LoRA patches of the head in the head's.
 
-    With dynamic memory the first of the list is the most important; without, the last, which is loaded first and takes
-    what memory there is.
+    With dynamic memory the first in the list has priority; without, the last, which is loaded first.
     """
     own = model.model.head_patcher
     head = next(iter(model.get_additional_models_with_key(HEAD)), None)
-    if head is None or head.model is not own.model:  # ComfyUI made a model anew, with a head of its own
+    if head is None or head.model is not own.model:  # ComfyUI loaded the model again, with another head
         head = own.clone()
         model.set_additional_models(HEAD, [head])
-    if head.load_device != model.load_device:  # and may have moved it to another device
+    if head.load_device != model.load_device:  # ComfyUI may have moved the model to another device
         head.load_device, head.offload_device = model.load_device, model.offload_device
         if head.is_dynamic():
             head.register_load_device(head.load_device)

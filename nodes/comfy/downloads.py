@@ -1,4 +1,4 @@
-"""Fetching a published model while a graph runs: progress in the graph, and an interrupt that ends it at once."""
+"""Download a published model while a graph runs, with progress on the node; an interrupt stops it at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def fetch(model: Published, folder: Path) -> None:
-    """In a process of its own, which an interrupt can end at once; the next try continues what is there."""
+    """Download a model's files into a folder, in a separate process; a later call continues an unfinished download.
+
+    Raises MissingFileError if the hub cannot be reached or the download breaks off, BitDanceError if the disk is full.
+    """
     sizes = hub.remote_files(model.repository, model.files)
     total = sum(sizes.values())
     hub.check_space(sizes, folder)
@@ -34,20 +37,22 @@ def fetch(model: Published, folder: Path) -> None:
                 mm.throw_exception_if_processing_interrupted()
                 bar.update_absolute(min(_bytes_of(sizes, folder), total))
                 time.sleep(0.2)
-        except BaseException:  # an interrupt is none of Exception
+        except BaseException:  # ComfyUI's interrupt is not an Exception
             process.terminate()
             raise
         if process.returncode:
-            said = process.stdout.read().strip().splitlines() or ["the download stopped"]
-            raise MissingFileError(said[-1])
+            lines = process.stdout.read().strip().splitlines()
+            raise MissingFileError(
+                lines[-1] if lines else f"the download of {model.repository} stopped; queue again to continue it"
+            )
 
 
 def _bytes_of(names: Iterable[str], folder: Path) -> int:
-    """Of files that are being fetched into a folder."""
+    """Count the bytes of files in a folder, finished or partly downloaded."""
     total = 0
     for path in [*(folder / name for name in names), *(folder / ".cache").rglob("*.incomplete")]:
         try:
             total += path.stat().st_size
-        except FileNotFoundError:  # not begun, or a part that has just got its final name
+        except FileNotFoundError:  # not started, or renamed just now
             continue
     return total

@@ -1,6 +1,6 @@
-"""Weights quantized while they are loaded, into the formats that ComfyUI's Linear layers compute in.
+"""Quantize weights while they are loaded, into the formats that ComfyUI's Linear layers compute in.
 
-Which layers these are is the core's rule (`LAYERS`), measured by scripts/eval_quantization.py.
+The core's `LAYERS` chooses the layers, after measurements by scripts/eval_quantization.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import comfy.quant_ops
 import torch
 from torch import Tensor
 
-NOTE = "comfy_quant"  # beside a quantized weight: what ComfyUI's layers read of it
-# names on the loaders -> ComfyUI's formats, and how its layouts are told to find the scales
+NOTE = "comfy_quant"  # the tensor beside a quantized weight that names its format to ComfyUI's layers
+# options of weight_dtype -> ComfyUI's format, and the arguments with which its layout computes the scales
 CHOICES = {
     "fp8_e4m3fn": ("float8_e4m3fn", {"scale": "recalculate"}),
     "int8": ("int8_tensorwise", {"per_channel": True}),
@@ -23,21 +23,21 @@ CHOICES = {
 
 
 def choices() -> list[str]:
-    """Those that this ComfyUI has layers for: none where it lacks comfy_kitchen."""
+    """List the options that this ComfyUI has layers for: none if comfy_kitchen is not installed."""
     if not hasattr(comfy.quant_ops.QuantizedTensor, "from_float"):
         return []
     return [name for name, (kind, _) in CHOICES.items() if kind in comfy.quant_ops.QUANT_ALGOS]
 
 
 def note(kind: str, settings: dict) -> Tensor:
-    """What says to ComfyUI's layers how the weight beside it is quantized."""
+    """Encode a format and its settings as the JSON bytes (uint8) that ComfyUI's layers read."""
     return torch.tensor(list(json.dumps({"format": kind, **settings}).encode()), dtype=torch.uint8)
 
 
 def quantize(name: str, weight: Tensor, choice: str) -> dict[str, Tensor]:
-    """A layer's matrix [N, K] of any float dtype -> what ComfyUI's Linear loads in its place, in system memory.
+    """Quantize a layer's matrix [N, K] of any float dtype; returns the tensors that ComfyUI's Linear loads instead.
 
-    Computed where models are.
+    Runs on the compute device; the result is in system memory.
     """
     kind, options = CHOICES[choice]
     layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]

@@ -1,8 +1,7 @@
-"""Tiles that agree: a picture in pieces, through a network that normalises over the whole.
+"""Compute a picture in tiles with a network that normalises over the whole picture.
 
-Group normalisation makes every pixel depend on the statistics of all it is computed with, so tiles computed one by one
-have colours of their own. A first pass over the tiles collects each norm's statistics, a second one applies their mean
-to all tiles alike.
+Group normalisation makes each pixel depend on the statistics of its whole input, so tiles computed one by one differ in
+colour. A first pass over the tiles collects the statistics of each norm, a second one applies their mean to all tiles.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 class SharedGroupNorm(comfy.ops.disable_weight_init.GroupNorm):
-    """ComfyUI's GroupNorm, which can collect the statistics of what passes through it, and apply collected ones."""
+    """ComfyUI's GroupNorm, which can collect the statistics of its inputs, and apply collected ones."""
 
     collected: list[tuple[int, Tensor, Tensor]] | None = None  # of each tile: pixels, variance and mean [B, groups]
     shared: tuple[Tensor, Tensor] | None = None  # variance and mean of the whole
@@ -40,7 +39,7 @@ class SharedGroupNorm(comfy.ops.disable_weight_init.GroupNorm):
         scale = (var + self.eps).rsqrt()
         shift = -mean * scale
         if self.weight is not None:
-            # what the layer makes of +1 and -1, which are normal already, tells its weight and bias wherever they lie
+            # the layer's outputs for +1 and -1, which are normalised already, give its weight and bias on any device
             high, low = super().forward(x.new_tensor((1.0, -1.0)).expand(1, self.num_channels, 2)).float().unbind(2)
             weight, bias = (high - low) / 2, (high + low) / 2
             scale, shift = scale * weight, shift * weight + bias
@@ -62,9 +61,10 @@ def tiled(
     scale: float,
     channels: int,
 ) -> Tensor:
-    """[B, C, H, W] through a network in tiles of `tile` (x, y), blended where they overlap; [B, channels, ...].
+    """Run [B, C, H, W] through a network in tiles of `tile` (x, y), blended where they overlap.
 
-    `network_of(picture)` computes a tile of one picture with `module`; its result is `scale` times as large.
+    `network_of(picture)` returns a function that computes a tile of that picture with `module`; its sides are `scale`
+    times the tile's. Returns float32 [B, channels, scale * H, scale * W].
     """
     unit = max(1, round(1 / scale))  # pixels must be cut at whole tokens
     sides = zip(tile, (inputs.shape[3], inputs.shape[2]))
@@ -81,16 +81,16 @@ def tiled(
     results = []
     for picture in inputs.split(1):
         network = network_of(picture)
-        with _holding(norms, "collected", [[] for _ in norms]):
+        with _setting(norms, "collected", [[] for _ in norms]):
             run(picture, network)
             statistics = [_of_the_whole(norm.collected) for norm in norms]
-        with _holding(norms, "shared", statistics):
+        with _setting(norms, "shared", statistics):
             results.append(run(picture, lambda part, network=network: network(part).float()))
     return torch.cat(results)
 
 
 def _of_the_whole(tiles: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Variance and mean of all tiles' pixels together."""
+    """Combine the tiles' statistics into the variance and mean of all their pixels."""
     pixels, variances, means = zip(*tiles)
     variances, means = torch.stack(variances), torch.stack(means)
     share = (torch.tensor(pixels) / sum(pixels)).to(means)[:, None, None]
@@ -99,8 +99,8 @@ def _of_the_whole(tiles: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tens
 
 
 @contextmanager
-def _holding(norms: list[SharedGroupNorm], name: str, values: list) -> Iterator[None]:
-    """Each norm holds its value under a name for a while."""
+def _setting(norms: list[SharedGroupNorm], name: str, values: list) -> Iterator[None]:
+    """Set an attribute of each norm within the context, and reset it to None after it."""
     try:
         for norm, value in zip(norms, values):
             setattr(norm, name, value)

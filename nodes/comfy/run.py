@@ -1,4 +1,4 @@
-"""One run of the Next-Patch Sampler: checks first, then memory, then the core's `generate`."""
+"""Run the Next-Patch Sampler: check the inputs, then load the models, then call the core's `generate`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 
 from ...bitdance_core.bits.grid import BitGrid
 from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.model.class_config import ImageNetConfig
 from ...bitdance_core.model.grid import Grid
+from ...bitdance_core.model.text_config import BitDanceConfig
 from ...bitdance_core.sampling.editing import Edit, make_edit
 from ...bitdance_core.sampling.generate import generate
 from ...bitdance_core.sampling.memory import request_bytes
@@ -19,16 +21,18 @@ from ...bitdance_core.sampling.patch import HeadVelocity, compiled_velocity
 from ...bitdance_core.sampling.plan import Request
 from ...bitdance_core.sampling.settings import Sampling
 from ...bitdance_core.sampling.sizes import make_grid
-from .classes import read_classes
+from .conditioning import read_classes, read_positive, read_prompt
 from .graphs import graphs_of
 from .model import BitDanceHost, check_model, patchers_of
 from .prefetch import prefetching
-from .text import read_positive, read_prompt
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the Sampling Options node chooses beside the sampler's own inputs; 0 as there: the same, or the model's."""
+    """The widgets of Sampling Options. 0 means the sampler's value (last_steps, last_cfg) or the model's (time_shift).
+
+    Raises BitDanceError, in the widgets' names, for values that contradict each other.
+    """
 
     last_steps: int = 0
     last_cfg: float = 0.0
@@ -38,8 +42,19 @@ class Options:
     schedule: str = "auto"
     cuda_graphs: bool = False
 
-    def sampling(self, config, sampler: str, steps: int, cfg: float) -> Sampling:
-        """Complete the sampler node's inputs with these, and with the model's own settings where they are 0 or auto."""
+    def __post_init__(self) -> None:
+        if self.guided[0] > self.guided[1]:
+            raise BitDanceError(
+                f"guide_from is {self.guided[0]} and guide_to {self.guided[1]}; guide_to must not be below it"
+            )
+        if self.schedule == "linear" and self.last_cfg:
+            raise BitDanceError(
+                f"cfg_schedule is linear and last_cfg {self.last_cfg}, which are two schedules; set last_cfg to 0, or "
+                "cfg_schedule to auto or constant"
+            )
+
+    def sampling(self, config: BitDanceConfig | ImageNetConfig, sampler: str, steps: int, cfg: float) -> Sampling:
+        """Add these to the sampler node's widgets; values of 0 and `auto` become the model's own."""
         return Sampling.for_model(
             config,
             sampler,
@@ -69,9 +84,10 @@ def draw(
     options: Options,
     allow_untrained_size: bool,
 ) -> BitGrid:
-    """Draw `bits.batch` pictures of the size of `bits`, or redraw in them. Checks before any weight moves.
+    """Draw `bits.batch` pictures of the size of `bits`, or redraw in them.
 
-    Several classes draw a picture each where the batch is of one.
+    Several classes with a batch of 1 draw one picture each. Raises BitDanceError, before any weight is moved, for
+    inputs that the model cannot draw.
     """
     host = check_model(model)
     config, autoencoder, defaults = host.config, host.autoencoder, host.config.defaults
@@ -87,7 +103,8 @@ def draw(
     else:
         side = defaults.default_size[0]
         raise BitDanceError(
-            f"{config.family} draws {side}x{side} pixels alone, found {width}x{height} (width x height)"
+            f"{config.family} draws {side}x{side} pixels only, found {width}x{height} (width x height); connect "
+            f"Empty Bits with width and height 0, or bits of {side}x{side} pixels"
         )
     sampling = options.sampling(config, sampler, steps, guidance)
     subject = _read(host, positive, negative, grid, bits.batch, guided=sampling.branches > 1)
@@ -104,12 +121,13 @@ def draw(
 
     previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
     bar = comfy.utils.ProgressBar(evaluations)
-    begun, told_every = 0, max(1, evaluations // 200)  # a page that is told of thousands has time for nothing else
+    # limit progress messages: thousands of them freeze the browser
+    begun, report_every = 0, max(1, evaluations // 200)
 
     def before_evaluation() -> None:
         nonlocal begun
         mm.throw_exception_if_processing_interrupted()
-        if begun % told_every == 0:
+        if begun % report_every == 0:
             bar.update_absolute(begun)
         begun += 1
 
@@ -128,14 +146,14 @@ def draw(
             after_patch,
             before_evaluation,
             graphs,
-            compiled(model),
+            compiled_head(model),
         )
     return BitGrid.from_bits(drawn, autoencoder.downscale, subject.text)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What to draw: a request's branches and regions, and the words for it."""
+    """The subject of a drawing: a request's branches and regions, and its text."""
 
     branches: list[list[int]]
     num_images: int
@@ -144,7 +162,7 @@ class _Subject:
 
 
 def _read(host: BitDanceHost, positive, negative, grid: Grid, batch: int, guided: bool) -> _Subject:
-    """The CONDITIONINGs, as this model can follow them. Raises BitDanceError for what it cannot."""
+    """Read the CONDITIONINGs as prompts or classes. Raises BitDanceError for those that the model cannot follow."""
     if host.prompts is None:
         branches, text = read_classes(host.config, positive, negative, batch, guided)
         return _Subject(branches, len(branches[0]), None, text)
@@ -159,18 +177,24 @@ def _read(host: BitDanceHost, positive, negative, grid: Grid, batch: int, guided
 def _edit(
     bits: BitGrid, denoise: float, mask: torch.Tensor | None, grid: Grid, channels: int, batch: int
 ) -> Edit | None:
-    """From the sampler's inputs; a mask that came with the bits counts where none is connected."""
+    """Make the edit of the sampler's inputs, or None to draw new pictures.
+
+    The noise mask of the bits is used if no mask is connected. Raises BitDanceError for an edit of an empty canvas.
+    """
     mask = bits.mask if mask is None else mask
     if mask is not None:
         mask = mask.reshape(-1, *mask.shape[-2:])
-        if len(mask) > 1:  # as ComfyUI's own samplers: repeated, or cut
+        if len(mask) > 1:  # as ComfyUI's own samplers do
             mask = comfy.utils.repeat_to_batch_size(mask, batch)
     if bits.packed is None and (denoise < 1 or mask is not None):
-        raise BitDanceError("denoise below 1 and masks need bits to start from: connect drawn or encoded ones")
+        edit = f"denoise {denoise:g}" if mask is None else "a mask"
+        raise BitDanceError(
+            f"{edit} needs bits to start from, but 'bits' is an empty canvas; connect drawn, loaded or encoded bits"
+        )
     return make_edit(bits.bits() if bits.packed is not None else None, denoise, mask, grid, batch, channels)
 
 
-def compiled(model) -> HeadVelocity | None:
-    """Compile the head where a TorchCompileModel node asks for it."""
+def compiled_head(model) -> HeadVelocity | None:
+    """Compile the head of a MODEL if TorchCompileModel set its options."""
     options = model.model_options.get("torch_compile_kwargs")
     return None if options is None else compiled_velocity(model.model.diffusion_model.head, **options)

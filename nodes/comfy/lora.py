@@ -1,6 +1,6 @@
-"""LoRA files in the spellings that trainers use for the language model, the head and the projector.
+"""Apply LoRA files, whichever key names their trainer used for the language model, the head and the projector.
 
-ComfyUI's own Load LoRA knows two of them: `diffusion_model.<path>` and `lora_unet_<path_with_underscores>`.
+ComfyUI's own Load LoRA reads two forms: `diffusion_model.<path>` and `lora_unet_<path_with_underscores>`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import folder_paths
 from ...bitdance_core.errors import BitDanceError
 from .model import BitDanceHost, check_model
 
-# what stands before a parameter's path in files: of PEFT, diffusers, ComfyUI, or nothing
+# prefixes of a parameter's path in files: none, PEFT's, diffusers', ComfyUI's
 WRAPPERS = ("", "base_model.model.", "transformer.", "diffusion_model.")
 UNDERSCORES = ("lora_unet_", "lora_te_", "lora_transformer_", "lycoris_")
-# our parts, and what the official and the diffusers layout call them
+# our parts, and their names in the official and the diffusers layout
 PARTS = {
     "backbone.": ("backbone.", "model.", "language_model.model.", "llm_model.model.", "text_encoder.model."),
     "head.": ("head.", "vision_head.net.", "vision_head.", "diffusion_head.net.", "diffusion_head."),
@@ -25,8 +25,8 @@ PARTS = {
 
 
 def key_map(host: BitDanceHost) -> dict[str, str]:
-    """Every spelling of a module in a LoRA file -> the key of its weight in the model."""
-    # an ImageNet model's layers stand at its top
+    """Map each name that a module may have in a LoRA file to the key of its weight in the model."""
+    # an ImageNet model's layers have no prefix
     parts = PARTS if host.prompts else {"": ("",), "head.": (*PARTS["head."], "head.net.")}
     spellings = {}
     for key in host.state_dict():
@@ -42,17 +42,19 @@ def key_map(host: BitDanceHost) -> dict[str, str]:
 
 
 def names() -> list[str]:
+    """List the files in ComfyUI's loras folder."""
     return folder_paths.get_filename_list("loras")
 
 
 def apply(model, name: str, strength: float):
-    """A clone of MODEL with the file's patches. Raises BitDanceError where none of them fits."""
+    """Clone a MODEL with the file's patches. Raises BitDanceError if no key of the file fits the model."""
     host = check_model(model)
     file = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(file), key_map(host))
     patched = model.clone()
     if not patched.add_patches(patches, strength):
         raise BitDanceError(
-            f"{name} holds nothing for {host.config.family}; its first key is {next(iter(file), 'none')}"
+            f"no key of {name} fits {host.config.family} (the first is {next(iter(file), 'none')}); choose a LoRA "
+            "that was trained on this model"
         )
     return patched

@@ -1,4 +1,4 @@
-"""The binary tokenizer as a ComfyUI VAE: bits are its latents, +-1."""
+"""Make a ComfyUI VAE of the binary tokenizer: its latents are bits, +-1."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .weights import SUPPORTED, make_patcher, read_weights
 
 
 class BinaryTokenizer(BinaryAutoencoder):
-    """The core's network as comfy.sd.VAE calls it. Latents that stock nodes blended or scaled are bits again first."""
+    """The core's network in the form that comfy.sd.VAE calls; it takes the signs of latents that nodes have mixed."""
 
     def __init__(self, config: AutoencoderConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(config, TokenizerOperations, device, dtype)
@@ -31,7 +31,7 @@ class BinaryTokenizer(BinaryAutoencoder):
         return self.decoder(*self._inputs(latent))
 
     def decode_tiled(self, latent: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16) -> Tensor:
-        """Tile by tile; all tiles of a picture use the bit statistics of the whole, and the same normalisation."""
+        """Decode in tiles; all tiles of a picture use the bit statistics and the normalisation of the whole picture."""
         bits, noise = self._inputs(latent)
         stacked = bits if noise is None else torch.cat((bits, noise), dim=1)
 
@@ -45,12 +45,12 @@ class BinaryTokenizer(BinaryAutoencoder):
         return super().encode(self._rgb(pixels))
 
     def encode_tiled(self, pixels: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
-        """As `decode_tiled`; the signs are taken where tiles have been blended."""
+        """Encode in tiles as `decode_tiled` decodes; the signs are taken after tiles are blended."""
         scale, tile, pixels = 1 / self.config.downscale, (tile_x, tile_y), self._rgb(pixels)
         return binarize(tiled(self.encoder, lambda _: self.encoder, pixels, tile, overlap, scale, self.config.bits))
 
     def _rgb(self, pixels: Tensor) -> Tensor:
-        """Images that the encoder takes; grey ones get three equal channels."""
+        """Give grey images three equal channels. Raises BitDanceError for other channels, and for less than a token."""
         step = self.config.downscale
         if pixels.shape[1] not in (1, 3) or min(pixels.shape[2:]) < step:
             raise BitDanceError(
@@ -60,11 +60,14 @@ class BinaryTokenizer(BinaryAutoencoder):
         return pixels.expand(-1, 3, -1, -1)
 
     def _inputs(self, latent: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Bits, and for a GAN decoder its noise: the same for every picture, whatever the batch."""
+        """Return bits, and noise for a GAN decoder, which is the same for all pictures and batch sizes.
+
+        Raises BitDanceError for a latent of another model.
+        """
         if latent.ndim != 4 or latent.shape[1] != self.config.bits:
             raise BitDanceError(
                 f"this binary tokenizer decodes {self.config.bits} bits a token, found a latent of shape "
-                f"{list(latent.shape)}; connect what it encoded or what its model drew"
+                f"{list(latent.shape)}; connect a latent that it encoded or that its model drew"
             )
         bits = binarize(latent)
         if not self.config.gan_decoder:
@@ -74,13 +77,13 @@ class BinaryTokenizer(BinaryAutoencoder):
 
 
 class BinaryVAE(comfy.sd.VAE):
-    """A VAE in ComfyUI's sense, made of our network by ComfyUI's own class: encode, decode, tiles, memory."""
+    """ComfyUI's VAE class around our network: encoding, decoding, tiles and memory are ComfyUI's."""
 
     def __init__(self, config: AutoencoderConfig, component: Component) -> None:
-        """Of what `read_autoencoder` found. Raises BitDanceError before any weight is read."""
+        """Load the result of `read_autoencoder`. Raises BitDanceError before any weight is read."""
         weights = read_weights(BinaryAutoencoder(config, device="meta"), component, quantized=False)
         with _without_warning("No VAE weights detected"):
-            super().__init__(sd={})  # sets what every VAE has, and warns; our own follows
+            super().__init__(sd={})  # sets the attributes of every VAE, and warns; ours replace them below
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.vae_dtype = mm.vae_dtype(self.device, SUPPORTED)
         self.working_dtypes = SUPPORTED
@@ -98,7 +101,7 @@ class BinaryVAE(comfy.sd.VAE):
         self.first_stage_model = network
 
     def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
-        # 0.30 asks a network that tiles itself only to decode
+        # ComfyUI 0.30 calls a network's own tiling for decoding only
         pixels = self.process_input(pixel_samples).to(self.device, self.vae_dtype)
         bits = self.first_stage_model.encode_tiled(pixels, tile_x, tile_y, overlap)
         return bits.to(self.output_device, mm.intermediate_dtype())
@@ -121,7 +124,7 @@ def _without_warning(text: str) -> Iterator[None]:
 
 
 def check_vae(vae) -> BinaryVAE:
-    """A binary tokenizer, or BitDanceError."""
+    """Return a VAE that is a binary tokenizer. Raises BitDanceError for any other."""
     if not isinstance(getattr(vae, "first_stage_model", None), BinaryTokenizer):
         raise BitDanceError(
             "this VAE is not a binary tokenizer; connect the VAE of Load BitDance Model or of Load Binary Tokenizer"

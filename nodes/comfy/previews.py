@@ -1,4 +1,4 @@
-"""What a growing picture looks like: bits to RGB by factors fitted from the tokenizer itself."""
+"""Preview a picture while it is drawn: bits become RGB by factors that are fitted to the tokenizer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...bitdance_core.model.text_config import AutoencoderConfig
 
-SIDE = 8  # tokens on a side of each picture that is fitted to
-RIDGE = 1e-2  # keeps factors of bits that hardly vary small
+SIDE = 8  # tokens of a side of the example images
+RIDGE = 1e-2  # regularisation: keeps the factors of bits that hardly vary small
 
 
 class BitsFormat(comfy.latent_formats.LatentFormat):
-    """A LATENT of bits, +-1: what ComfyUI's previews and empty latents ask about it."""
+    """ComfyUI's description of a LATENT of bits, +-1, which previews and empty latents read."""
 
     def __init__(self, config: AutoencoderConfig, factors: Tensor) -> None:
         """`factors` (C + 1, 3): RGB in [-1, 1] is bits @ factors[:-1] + factors[-1]."""
@@ -26,7 +26,7 @@ class BitsFormat(comfy.latent_formats.LatentFormat):
 
 
 def fit_rgb_factors(vae) -> Tensor:
-    """Least squares from the bits of a few plain pictures, as this VAE encodes them, to each token's mean colour."""
+    """Fit factors (C + 1, 3) by least squares, from the bits of example images to the mean colour of each token."""
     step, channels = vae.downscale_ratio, vae.latent_channels
     images = example_images(count=max(8, channels // 8), side=SIDE * step)
     bits = vae.encode(images.movedim(1, -1)).float().cpu()
@@ -38,7 +38,7 @@ def fit_rgb_factors(vae) -> Tensor:
 
 
 def example_images(count: int, side: int) -> Tensor:
-    """(count, 3, side, side) in [0, 1]: random colours in squares and in gradients, from one to every token its own."""
+    """Make images (count, 3, side, side) in [0, 1]: squares and gradients of 1 to 64 random colours."""
     generator = torch.Generator().manual_seed(0)
     images = []
     for i in range(count):

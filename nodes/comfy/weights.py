@@ -1,4 +1,4 @@
-"""From a checkpoint's files to modules of ComfyUI's layers: checked against the core first, then loaded its way."""
+"""Load a checkpoint's files into modules of ComfyUI's layers, after the core has checked names and shapes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ...bitdance_core.checkpoints.tensor_names import Component, Quantization, T
 from ...bitdance_core.errors import BitDanceError
 from .quantize import CHOICES, NOTE, choices, note, quantize
 
-SUPPORTED = [torch.bfloat16, torch.float32]  # the head's numbers leave float16's range
-# names on the loaders -> a type, or a format to quantize the layers to; None: what the files hold
+SUPPORTED = [torch.bfloat16, torch.float32]  # the head's activations exceed float16's range
+# options of weight_dtype -> a type, or a format to quantize the layers to; None: as in the files
 WEIGHT_DTYPES = {"default": None, "bf16": torch.bfloat16, "fp32": torch.float32} | {name: name for name in choices()}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What weights are stored as, and what they are cast to at every use (None: used as they are).
+    """The type of stored weights, and the type that they are cast to at each use (None: they are not cast).
 
-    `quantized`: some layers keep ComfyUI's quantized weights.
+    `quantized` is True if some layers keep ComfyUI's quantized weights.
     """
 
     storage: torch.dtype
@@ -44,14 +44,14 @@ class Precision:
 
     @property
     def operations(self) -> ModuleType | type:
-        if self.quantized:  # ComfyUI knows which formats this device computes in
+        if self.quantized:  # ComfyUI chooses the formats that this device computes in
             config = SimpleNamespace(quant_config={"mixed_ops": True})
             return comfy.ops.pick_operations(self.storage, self.compute, mm.get_torch_device(), model_config=config)
         return comfy.ops.disable_weight_init if self.cast is None else comfy.ops.manual_cast
 
 
 def choose_precision(weights: dict[str, Tensor], requested: torch.dtype | str | None) -> Precision:
-    """As ComfyUI chooses for its own models, between the types that BitDance can be computed in."""
+    """Choose as ComfyUI does for its own models, among the types that BitDance can be computed in."""
     device = mm.get_torch_device()
     parameters = comfy.utils.calculate_parameters(weights)
     plain = {name: w for name, w in weights.items() if w.dtype.is_floating_point and w.dtype.itemsize > 1}
@@ -60,7 +60,7 @@ def choose_precision(weights: dict[str, Tensor], requested: torch.dtype | str | 
     requested = requested if isinstance(requested, torch.dtype) else None
     storage = requested or mm.unet_dtype(device, parameters, SUPPORTED, stored)
     cast = mm.unet_manual_cast(storage, device, SUPPORTED)
-    if (cast or storage) not in SUPPORTED:  # --fp16-unet: kept so, but not computed in
+    if (cast or storage) not in SUPPORTED:  # --fp16-unet: stored, but not computed in
         cast = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
     return Precision(storage, cast, quantized)
 
@@ -68,17 +68,17 @@ def choose_precision(weights: dict[str, Tensor], requested: torch.dtype | str | 
 def read_weights(
     reference: nn.Module, component: Component, requested: torch.dtype | str | None = None, quantized: bool = True
 ) -> dict[str, Tensor]:
-    """A component's tensors by parameter name, through ComfyUI's own (memory-mapping) reader.
+    """Read a component's tensors by parameter name, with ComfyUI's own (memory-mapping) reader.
 
-    `reference` is the module on the meta device: ComfyUI's loaders compare no shapes, so the core does, beforehand.
-    Quantized weights stay so where ComfyUI's layers can keep them, with what those read beside them; else, or where
-    another format or a type is `requested` or `quantized` is False, they become numbers. A requested format is what
-    the layers' matrices become.
+    `reference` is the module on the meta device: ComfyUI's loaders compare no shapes, so the core does before reading.
+    Quantized weights and the tensors beside them are kept if ComfyUI's layers can use them; they are dequantized if
+    not, if `quantized` is False, or if a type or another format is `requested`. A requested format quantizes the
+    layers' matrices. Raises BitDanceError for tensors that do not fit, and for NaN and infinity.
     """
     tensors = check_tensors(reference, component, can_run if quantized else is_scaled)
     wanted = CHOICES[requested][0] if isinstance(requested, str) else None
-    # weights that stay mapped are read when they are first used: then the sampler looks for NaN
-    look = wanted or not comfy.memory_management.aimdo_enabled
+    # mapped weights are read when they are first used; the sampler then checks for NaN
+    check = wanted or not comfy.memory_management.aimdo_enabled
     numbers = requested if isinstance(requested, torch.dtype) else None
     numbers = numbers or (torch.bfloat16 if mm.should_use_bf16(mm.get_torch_device()) else torch.float32)
     weights: dict[str, Tensor] = {}
@@ -99,7 +99,7 @@ def read_weights(
             contents[info.file][info.key] if stays else _numbers(info, contents[info.file][info.key], beside, numbers)
         )
         undone += info.quantization is not None and not stays
-        if look:
+        if check:
             check_finite(weight, info)
             if "weight_scale" in beside:
                 check_finite(beside["weight_scale"], info.quantization.beside["weight_scale"])
@@ -113,29 +113,32 @@ def read_weights(
         else:
             weights[name] = weight
     if undone and quantized and requested is None:
-        logging.info(f"[BitDance] {undone} quantized weights of the {component.name} are kept as {numbers}")
+        logging.info(
+            f"[BitDance] dequantized {undone} weights of the {component.name} to {str(numbers).removeprefix('torch.')} "
+            "(ComfyUI's layers cannot use them quantized)"
+        )
     return weights
 
 
 def _numbers(info: TensorInfo, stored: Tensor, beside: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """A weight that is not kept quantized; what never was stays as it is stored."""
+    """Dequantize a weight; unquantized weights are returned unchanged."""
     if info.quantization is None:
         return stored.reshape(info.shape)
     if not is_scaled(info.quantization):
         raise BitDanceError(
-            f"{info.file}: {info.key} is {info.quantization.format}, which ComfyUI's Linear layers compute in as it is "
-            "and nothing else does; set weight_dtype to default, or take another file"
+            f"{info.file}: {info.key} is {info.quantization.format}, which can only be used by ComfyUI's Linear "
+            "layers, without conversion; set weight_dtype to default"
         )
     return scaled(stored, beside.get("weight_scale"), dtype).reshape(info.shape)
 
 
 def can_run(quantization: Quantization) -> bool:
-    """Whether this ComfyUI has layers for a quantized format."""
+    """Return whether this ComfyUI has layers for a quantized format."""
     return quantization.format in comfy.quant_ops.QUANT_ALGOS
 
 
 def _stays(info: TensorInfo, layer: nn.Module) -> bool:
-    """ComfyUI's Linear keeps a quantized weight; of 8-bit floats only one with a single scale."""
+    """Return whether a weight can stay quantized: in ComfyUI's Linear, and for 8-bit floats with a single scale."""
     scale = info.quantization.beside.get("weight_scale")
     is_float = info.quantization.format.startswith("float8")
     single = scale is None or all(n == 1 for n in scale.shape)
@@ -143,7 +146,7 @@ def _stays(info: TensorInfo, layer: nn.Module) -> bool:
 
 
 def _quantized(name: str, info: TensorInfo, stored: Tensor, beside: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A weight and what ComfyUI's Linear reads beside it, by ComfyUI's names."""
+    """Name a weight, its scales and its format as ComfyUI's Linear reads them."""
     base, quantization = name.removesuffix("weight"), info.quantization
     beside = {base + kind: tensor for kind, tensor in beside.items()}
     if quantization.format.startswith("float8"):
@@ -153,7 +156,7 @@ def _quantized(name: str, info: TensorInfo, stored: Tensor, beside: dict[str, Te
 
 
 def _content(path: Path) -> dict[str, Tensor]:
-    if is_torch_file(path):  # ComfyUI's reader does not look for averaged weights
+    if is_torch_file(path):  # ComfyUI's reader does not prefer averaged weights
         with open_tensors(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}
     return comfy.utils.load_torch_file(str(path), safe_load=True)
@@ -162,12 +165,12 @@ def _content(path: Path) -> dict[str, Tensor]:
 def make_patcher(
     host: nn.Module, module: nn.Module, weights: dict[str, Tensor], load_device, offload_device, disable_dynamic=False
 ) -> comfy.model_patcher.ModelPatcher:
-    """Hand `host` to ComfyUI's memory management, then fill `module`, which is in it or is it.
+    """Make a patcher of `host`, then load weights into `module`, which is `host` or a part of it.
 
-    In this order ComfyUI's own loaders do it.
+    This is the order of ComfyUI's own loaders.
     """
     mm.archive_model_dtypes(host)
-    # looked up here: ComfyUI decides at start-up, after importing itself, which class this is
+    # looked up at call time, because ComfyUI rebinds the class after importing it
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(host, load_device, offload_device)
     module.load_state_dict(weights, strict=True, assign=patcher.is_dynamic())
