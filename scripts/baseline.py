@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from bitdance_core.model.text_model.binarize import binarize
-from bitdance_core.model.text_model.blocks import apply_rope, rope_tables
-from bitdance_core.model.text_model.class_model import ImageNetModel
-from bitdance_core.model.text_model.grid import Grid
-from bitdance_core.model.text_model.head import DiffusionHead
-from bitdance_core.model.text_model.text_model import BitDance
 from torch import Tensor
 
 from bitdance_core.errors import BitDanceError, Cancel, check_cancelled
+from bitdance_core.model.binarize import binarize
+from bitdance_core.model.blocks import apply_rope, rope_tables
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.head import DiffusionHead
+from bitdance_core.model.text_model import BitDance
 from bitdance_core.sampling.plan import Request
 from bitdance_core.sampling.settings import Sampling
 

@@ -27,9 +27,6 @@ except ImportError:  # outside the environment that the demo and the tests run i
 
     sys.exit(run(ensure_all()[0], __file__, *sys.argv[1:]))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bitdance_core.model.text_model.graphs import Graphs
-from bitdance_core.model.text_model.text_config import Size
-
 import hardware
 import roofline
 from baseline import SAMPLER as BASELINE_SAMPLER
@@ -37,6 +34,8 @@ from baseline import Baseline
 from bitdance_core import devices
 from bitdance_core.cli import DTYPES
 from bitdance_core.errors import BitDanceError
+from bitdance_core.model.graphs import Graphs
+from bitdance_core.model.text_config import Size
 from bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.patch import compiled_velocity

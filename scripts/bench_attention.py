@@ -23,7 +23,6 @@ except ImportError:  # outside the environment that the demo and the tests run i
     sys.exit(run(ensure_all()[0], __file__, *sys.argv[1:]))
 
 sys.path.insert(0, str(ROOT))
-from bitdance_core.model.text_model.attention import attention, flash_attn_func
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -32,6 +31,7 @@ import roofline
 from bench import at_least
 from bitdance_core import devices
 from bitdance_core.cli import DTYPES
+from bitdance_core.model.attention import attention, flash_attn_func
 from random_models import CONFIGS, make_grid
 
 CALLS = 100  # in one measurement, as the head makes them: one after the other

@@ -75,12 +75,12 @@ def measure(source: str, target: str, format: str, dtype: str) -> None:
 def write_synthetic(folder: Path, nbytes: int) -> int:
     """A model of about `nbytes` with random weights, in the official layout; bytes of the largest tensor."""
     import torch
-    from bitdance_core.model.text_model.text_config import BackboneConfig
-    from bitdance_core.model.text_model.text_model import BitDance
-    from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 
     from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
     from bitdance_core.checkpoints.writer import Planned, write_safetensors
+    from bitdance_core.model.text_config import BackboneConfig
+    from bitdance_core.model.text_model import BitDance
+    from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 
     folder.mkdir()
     builtin = read_checkpoint(ASSETS / "builtin")

@@ -14,16 +14,15 @@ from torch import Tensor
 from pictures import ALL_PICTURES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bitdance_core.model.text_model.prompt import PromptTokenizer
-from bitdance_core.model.text_model.text_config import (
+from bitdance_core.checkpoints.files import read_json
+from bitdance_core.model.prompt import PromptTokenizer
+from bitdance_core.model.text_config import (
     AutoencoderConfig,
     BackboneConfig,
     BitDanceConfig,
     Defaults,
     HeadConfig,
 )
-
-from bitdance_core.checkpoints.files import read_json
 
 SIDE = 64
 SIZES = ((SIDE, SIDE), (SIDE, 2 * SIDE))

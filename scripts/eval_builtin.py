@@ -21,9 +21,8 @@ from PIL import Image
 from pictures import Picture, draw, random_picture, read
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bitdance_core.model.text_model.text_config import Size
-
 from bitdance_core import BinaryTokenizer, BitDancePipeline
+from bitdance_core.model.text_config import Size
 
 
 @dataclass(frozen=True)

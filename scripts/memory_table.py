@@ -21,12 +21,11 @@ except ImportError:  # outside the environment that the demo and the tests run i
     sys.exit(run(ensure_all()[0], __file__, *sys.argv[1:]))
 
 sys.path.insert(0, str(ROOT))
-from bitdance_core.model.text_model.grid import Grid
-from bitdance_core.model.text_model.text_config import PUBLISHED, BitDanceConfig
-from bitdance_core.model.text_model.text_model import BitDance
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
-
 from bitdance_core.checkpoints.load import LAYERS
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.text_config import PUBLISHED, BitDanceConfig
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from bitdance_core.sampling.memory import decoding_bytes, drawing_bytes
 
 GB = 1e9

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from bitdance_core.model.text_model.class_config import IMAGENET, ImageNetConfig
-from bitdance_core.model.text_model.class_model import ImageNetModel
-from bitdance_core.model.text_model.grid import Grid
-from bitdance_core.model.text_model.text_config import AE_D16C32, PUBLISHED, BitDanceConfig
-from bitdance_core.model.text_model.text_model import BitDance
-from bitdance_core.model.text_model.tokenizer_config import AutoencoderConfig
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 from torch import nn
 
 from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.model.class_config import IMAGENET, ImageNetConfig
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.text_config import AE_D16C32, PUBLISHED, BitDanceConfig
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.model.tokenizer_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 
 Config = BitDanceConfig | ImageNetConfig
 Model = BitDance | ImageNetModel

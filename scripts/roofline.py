@@ -14,13 +14,13 @@ from itertools import chain
 from statistics import median
 
 import torch
-from bitdance_core.model.text_model.class_model import ImageNetModel
-from bitdance_core.model.text_model.text_model import BitDance
-from bitdance_core.model.text_model.tokenizer_config import AutoencoderConfig
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.model.tokenizer_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from meters import mark, seconds_between, wait
 
 BUFFER = {"cuda": 2 << 30, "cpu": 1 << 30}  # bytes, more than any cache holds

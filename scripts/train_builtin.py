@@ -29,13 +29,12 @@ from builtin_model import AUTOENCODER, SIDE, SIZES, TOKENS_PER_PATCH, model_conf
 from pictures import draw, random_picture
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bitdance_core.model.text_model.binarize import binarize
-from bitdance_core.model.text_model.grid import Grid
-from bitdance_core.model.text_model.prompt import PromptTokenizer
-from bitdance_core.model.text_model.text_model import BitDance
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
-
 from bitdance_core.checkpoints.files import read_json
+from bitdance_core.model.binarize import binarize
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.prompt import PromptTokenizer
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from bitdance_core.sampling.flow import velocity_from_x
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitdance_core.model.text_model.class_config import ImageNetConfig
-from bitdance_core.model.text_model.grid import Grid
-from bitdance_core.model.text_model.text_config import Size
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 
 from bitdance_core.errors import Cancelled
+from bitdance_core.model.class_config import ImageNetConfig
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.text_config import Size
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from bitdance_core.sampling.plan import Request
 from bitdance_core.sampling.settings import Sampling
 from meters import PeakMemory, mark, seconds_between, wait

@@ -4,13 +4,13 @@ It runs in the model's dtype. Tests use float64, in which no rounding is large e
 """
 
 import torch
-from bitdance_core.model.text_model.binarize import binarize
-from bitdance_core.model.text_model.blocks import rope_tables
-from bitdance_core.model.text_model.class_model import ImageNetModel
-from bitdance_core.model.text_model.grid import Grid
-from bitdance_core.model.text_model.text_model import BitDance
 from torch import Tensor
 
+from bitdance_core.model.binarize import binarize
+from bitdance_core.model.blocks import rope_tables
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.text_model import BitDance
 from bitdance_core.sampling.editing import Edit
 from bitdance_core.sampling.flow import sample_patch
 from bitdance_core.sampling.settings import Sampling

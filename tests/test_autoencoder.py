@@ -1,9 +1,9 @@
 import pytest
 import torch
-from bitdance_core.model.text_model.text_config import AE_D16C32, AutoencoderConfig
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 
 from bitdance_core import BinaryTokenizer, BitDanceError
+from bitdance_core.model.text_config import AE_D16C32, AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from bitdance_core.tokenizer import to_images, to_pixels
 
 CONFIG = AutoencoderConfig(channels=32, channel_multipliers=(1, 1, 2), num_res_blocks=1, bits=8, gan_decoder=False)

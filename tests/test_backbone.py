@@ -4,14 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bitdance_core.model.text_model.attention import attention
-from bitdance_core.model.text_model.backbone import Backbone
-from bitdance_core.model.text_model.kv_cache import KVCache
-from bitdance_core.model.text_model.text_config import AE_D16C32, BITDANCE_14B_64X, BackboneConfig
-from bitdance_core.model.text_model.text_model import BitDance
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
+
+from bitdance_core.model.attention import attention
+from bitdance_core.model.backbone import Backbone
+from bitdance_core.model.kv_cache import KVCache
+from bitdance_core.model.text_config import AE_D16C32, BITDANCE_14B_64X, BackboneConfig
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 
 CONFIG = BackboneConfig(
     vocab_size=50,

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from bitdance_core.model.text_model.kv_cache import KVCache
 from torch.utils.flop_counter import FlopCounterMode
 
 import baseline
@@ -16,6 +15,7 @@ import random_models
 import roofline
 import test_imagenet
 from bitdance_core import BitDancePipeline
+from bitdance_core.model.kv_cache import KVCache
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request
 from bitdance_core.sampling.settings import Sampling

@@ -1,8 +1,9 @@
 import torch
-from bitdance_core.model.text_model.binarize import binarize, pack, unpack
-from bitdance_core.model.text_model.grid import Grid
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bitdance_core.model.binarize import binarize, pack, unpack
+from bitdance_core.model.grid import Grid
 
 grids = st.builds(
     lambda rows, columns, p: Grid(rows * p, columns * p, p), st.integers(1, 5), st.integers(1, 5), st.integers(1, 8)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitdance_core.model.text_model.text_config import (
-    BITDANCE_14B_16X,
-    BITDANCE_14B_64X,
-    SIZES_512,
-    SIZES_1024,
-    identify,
-)
-from bitdance_core.model.text_model.text_model import BitDance
 from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline
 from bitdance_core.checkpoints.checkpoint import ASSETS, locate, read_autoencoder, read_checkpoint
 from bitdance_core.checkpoints.info import describe
+from bitdance_core.model.text_config import (
+    BITDANCE_14B_16X,
+    BITDANCE_14B_64X,
+    SIZES_512,
+    SIZES_1024,
+    identify,
+)
+from bitdance_core.model.text_model import BitDance
 
 P16, P64 = golden.DATA / "t2i_p16", golden.DATA / "t2i_p64"
 

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from bitdance_core.model.binarize.edits import bars, blend, differing, pad, planes, vary
-from bitdance_core.model.text_model.grid import Grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +9,8 @@ import eval_editing
 import golden
 import reference
 from bitdance_core import BitDanceError, BitDancePipeline
+from bitdance_core.bits.edits import bars, blend, differing, pad, planes, vary
+from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.editing import make_edit, token_mask
 from bitdance_core.sampling.flow import make_schedule
 from bitdance_core.sampling.generate import generate

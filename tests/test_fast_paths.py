@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from bitdance_core.model.text_model.graphs import Graphs
-from bitdance_core.model.text_model.grid import Grid
 
 from bitdance_core import BitDancePipeline
 from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
 from bitdance_core.checkpoints.tensor_names import HEAD, LANGUAGE_MODEL
+from bitdance_core.model.graphs import Graphs
+from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request
 from bitdance_core.sampling.settings import Sampling

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from bitdance_core.model.text_model.grid import Grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import golden
 import reference
 from bitdance_core import BitDanceError, BitDancePipeline, Cancelled
+from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.flow import SAMPLERS, plan_noise
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from bitdance_core.model.text_model.grid import Grid
 
 import golden
+from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.flow import make_schedule, plan_noise, sample_patch
 from bitdance_core.sampling.sizes import make_grid
 

@@ -12,14 +12,14 @@ import psutil
 import pytest
 import torch
 import websocket
-from bitdance_core.model.binarize.grid import load_bits
-from bitdance_core.model.text_model.text_model import BitDance
 from PIL import Image
 from safetensors.torch import save_file
 
 import pictures
 from bitdance_core import BitDancePipeline
+from bitdance_core.bits.grid import load_bits
 from bitdance_core.checkpoints.checkpoint import read_checkpoint
+from bitdance_core.model.text_model import BitDance
 from comfyui import Server
 from graphs import PROMPT, Graph, draw, images, load, means, sample, show, text_to_image
 

@@ -5,12 +5,12 @@ baked in.
 
 import pytest
 import torch
-from bitdance_core.model.text_model.graphs import Graphs
-from bitdance_core.model.text_model.grid import Grid
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import golden
 from bitdance_core import BitDanceError, BitDancePipeline, ImageNetPipeline
+from bitdance_core.model.graphs import Graphs
+from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.editing import make_edit
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from bitdance_core.model.text_model.head import DiffusionHead
 
 import golden
 from bitdance_core import BitDancePipeline
+from bitdance_core.model.head import DiffusionHead
 from bitdance_core.sampling.flow import make_schedule
 from bitdance_core.sampling.patch import compiled_velocity
 
@@ -54,7 +54,7 @@ def test_the_picture_does_not_depend_on_how_many_steps_share_a_pass(monkeypatch)
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
     whole = pipe.generate("a large red star on a blue background", steps=5, sampler="heun").bits
     for limit in (1, 10**6):
-        monkeypatch.setattr("bitdance_core.model.text_model.head.MODULATION_BYTES", limit)
+        monkeypatch.setattr("bitdance_core.model.head.MODULATION_BYTES", limit)
         assert torch.equal(pipe.generate("a large red star on a blue background", steps=5, sampler="heun").bits, whole)
 
 

@@ -8,11 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bitdance_core.model.text_model.class_config import IMAGENET, ImageNetConfig
-from bitdance_core.model.text_model.class_model import ImageNetModel, parameter_name
-from bitdance_core.model.text_model.class_names import class_numbers
-from bitdance_core.model.text_model.text_config import AutoencoderConfig
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,6 +16,11 @@ import reference
 from bitdance_core.checkpoints.checkpoint import read_imagenet
 from bitdance_core.checkpoints.convert import convert
 from bitdance_core.errors import BitDanceError
+from bitdance_core.model.class_config import IMAGENET, ImageNetConfig
+from bitdance_core.model.class_model import ImageNetModel, parameter_name
+from bitdance_core.model.class_names import class_numbers
+from bitdance_core.model.text_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from bitdance_core.pipeline import ImageNetPipeline
 from bitdance_core.sampling.editing import make_edit
 from bitdance_core.sampling.flow import plan_noise, sample_patch

@@ -3,9 +3,9 @@
 import tomllib
 
 import pytest
-from bitdance_core.model.text_model.class_names import class_index, class_labels, class_names, parse_classes
 
 from bitdance_core.errors import BitDanceError
+from bitdance_core.model.class_names import class_index, class_labels, class_names, parse_classes
 from conftest import ROOT
 
 

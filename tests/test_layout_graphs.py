@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitdance_core.model.binarize.grid import load_bits
 from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDancePipeline
+from bitdance_core.bits.grid import load_bits
 from bitdance_core.checkpoints.convert import convert
 from comfyui import Server, error_of
 from graphs import Graph, draw, load, sample, show

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bitdance_core.model.text_model.class_config import IMAGENET
-from bitdance_core.model.text_model.class_model import ImageNetModel
-from bitdance_core.model.text_model.grid import Grid
 from safetensors.torch import save_file
 
 import golden
 from bitdance_core import BitDancePipeline
 from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.model.class_config import IMAGENET
+from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.editing import make_edit
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.memory import drawing_bytes

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from bitdance_core.model.text_model.text_config import PUBLISHED
 
 import memory_table
+from bitdance_core.model.text_config import PUBLISHED
 
 
 @pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: config.family)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from bitdance_core.model.text_model.prompt import PromptTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -11,6 +10,7 @@ from tokenizers import Tokenizer
 import golden
 from bitdance_core import BitDanceError
 from bitdance_core.checkpoints.files import read_json
+from bitdance_core.model.prompt import PromptTokenizer
 
 FILE = golden.DATA / "t2i_p16" / "tokenizer.json"
 PROMPTS = PromptTokenizer(read_json(FILE), str(FILE))

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from bitdance_core.model.text_model.grid import Grid
 
 import golden
 from bitdance_core import BitDancePipeline
 from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
 from bitdance_core.checkpoints.convert import convert
 from bitdance_core.checkpoints.load import LAYERS
+from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request
 from bitdance_core.sampling.settings import Sampling

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 import torch
-from bitdance_core.model.text_model.grid import Grid
-from bitdance_core.model.text_model.prompt import PromptTokenizer
 from torch import nn
 
 import builtin_model
 import train_builtin
 from bitdance_core import BitDancePipeline
 from bitdance_core.checkpoints.files import read_json
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.prompt import PromptTokenizer
 from conftest import ROOT
 
 QUICK = [
@@ -59,7 +59,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(tmp_path):
 
 def test_training_sees_what_sampling_sees(tmp_path):
     """One pass over a whole picture gives the conditioning that the engine computes patch by patch."""
-    from bitdance_core.model.text_model.text_model import TextReader
+    from bitdance_core.model.text_model import TextReader
 
     train_tokens = tmp_path / "tokenizer.json"
     builtin_model.train_prompt_tokenizer().save(str(train_tokens))

@@ -5,14 +5,14 @@ import json
 
 import pytest
 import torch
-from bitdance_core.model.text_model.text_config import AE_D16C32
-from bitdance_core.model.text_model.tokenizer_config import AutoencoderConfig, HalfConfig, UniWeTokConfig
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 from safetensors.torch import load_file
 
 import golden
 from bitdance_core.checkpoints.tensor_names import ema_names
 from bitdance_core.errors import BitDanceError
+from bitdance_core.model.text_config import AE_D16C32
+from bitdance_core.model.tokenizer_config import AutoencoderConfig, HalfConfig, UniWeTokConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 
 DATA = golden.DATA / "tokenizers"
 D32C128 = AutoencoderConfig(256, (1, 1, 2, 2, 4, 4), 4, bits=128, gan_decoder=False)

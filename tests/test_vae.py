@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from bitdance_core.model.text_model.tokenizer_config import AutoencoderConfig, HalfConfig, UniWeTokConfig
-from bitdance_core.model.text_model.tokenizer_network import BinaryAutoencoder
 from safetensors.torch import save_file
 
 import pictures
 from bitdance_core.checkpoints.checkpoint import ASSETS, read_autoencoder
+from bitdance_core.model.tokenizer_config import AutoencoderConfig, HalfConfig, UniWeTokConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from graphs import PROMPT
 from peak_memory import PeakMemory
 
