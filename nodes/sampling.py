@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bitdance_core.sampling.flow import SAMPLERS
+from ..bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from ..bitdance_core.sampling.settings import GUIDANCE_SCHEDULES
 from .comfy.run import Options, draw
 from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
@@ -60,7 +60,7 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                 io.Combo.Input(
                     "sampler_name",
                     options=list(SAMPLERS),
-                    default=SAMPLERS[0],
+                    default=DEFAULT_SAMPLER,
                     tooltip="euler_maruyama is the published, stochastic sampler. euler follows the flow without "
                     "added noise; heun follows it more exactly, at twice the computation.",
                 ),
