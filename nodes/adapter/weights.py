@@ -113,7 +113,9 @@ def read_weights(
         else:
             weights[name] = weight
     if undone and quantized and requested is None:
-        logging.info(f"[BitDance] {undone} quantized weights of the {component.name} are kept as {numbers}")
+        dtype = str(numbers).removeprefix("torch.")
+        reason = "format unsupported by this ComfyUI"
+        logging.info(f"[BitDance] dequantized {undone} weights of the {component.name} to {dtype} ({reason})")
     return weights
 
 
