@@ -218,7 +218,7 @@ def draw(
     cuda_graphs: bool = False,
 ) -> GenerateOutput:
     """`generate` where the tokenizer lies and in its dtype, and its bits as pictures."""
-    # on the CPU, so that a seed means the same picture on every device
+    # on the CPU, so that a seed means the same noise on every device
     generator = torch.Generator("cpu").manual_seed(seed)
     where = tokenizer.device, tokenizer.dtype
     graphs = Graphs() if cuda_graphs else None
