@@ -20,8 +20,9 @@ from eval_builtin import contact_sheet
 from pictures import COLOURS, SHAPES, Picture, random_picture, read
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bitdance_core.model.binarize.edits import pad, vary
+
 from bitdance_core import BitDancePipeline
-from bitdance_core.bits.edits import pad, vary
 from bitdance_core.tokenizer import to_images
 
 TOKENS, STEP = 8, 8  # the built-in model's square: tokens on a side, pixels on a token's
@@ -108,36 +109,40 @@ def run(pipe: BitDancePipeline, kind: str, edits: int, seed: int, **options) -> 
 
 
 def measure_cost(pipe: BitDancePipeline, repeats: int = 11) -> None:
-    """Prints what redrawing one patch of a 64x128 picture takes, against drawing all of it."""
+    """Print the cost of redrawing one patch of a 64x128 picture, against drawing all of it.
+
+    Evaluations are counted where every sampler asks the head; seconds are medians of `repeats` runs, in turns.
+    """
     picture = random_picture(np.random.default_rng(0))
     height, width = TOKENS * STEP, 2 * TOKENS * STEP
     start = pipe.generate(picture.prompt, height=height, width=width, seed=0).bits
     patches = 2 * (TOKENS // pipe.config.patch_size) ** 2
-    evaluations, forward = [], pipe.model.head.forward
-
-    def counted(*args):
-        evaluations.append(1)
-        return forward(*args)
-
-    def timed(**changes) -> tuple[float, int]:
-        seconds = []
-        for _ in range(repeats):
-            evaluations.clear()
-            before = time.perf_counter()
-            pipe.generate(picture.prompt, height=height, width=width, seed=1, **changes)
-            seconds.append(time.perf_counter() - before)
-        return float(np.median(seconds)), len(evaluations)
-
     one = torch.zeros(1, TOKENS, 2 * TOKENS)
     one[:, -1, -1] = 1  # the last patch: all others are read before it
-    pipe.model.head.forward = counted
+    runs = {
+        "all": {},
+        "one": {"init_bits": start, "mask": one},
+        "none": {"init_bits": start, "denoise": 0.0},  # decodes the picture, and no more
+    }
+    counts, seconds = dict.fromkeys(runs, 0), {name: [] for name in runs}
+    predict = pipe.model.head.predict
     try:
-        (whole, all_evaluations), (part, one_evaluations) = timed(), timed(init_bits=start, mask=one)
-        nothing, _ = timed(init_bits=start, denoise=0.0)  # which decodes the picture, and no more
+        for _ in range(repeats):
+            for name, changes in runs.items():
+
+                def counted(*arguments, name=name):
+                    counts[name] += 1
+                    return predict(*arguments)
+
+                pipe.model.head.predict = counted
+                before = time.perf_counter()
+                pipe.generate(picture.prompt, height=height, width=width, seed=1, **changes)
+                seconds[name].append(time.perf_counter() - before)
     finally:
-        del pipe.model.head.forward
+        del pipe.model.head.predict
+    whole, part, nothing = (float(np.median(seconds[name])) for name in runs)
     print(
-        f"one of {patches} patches: {one_evaluations} of {all_evaluations} head evaluations, "
+        f"one of {patches} patches: {counts['one'] // repeats} of {counts['all'] // repeats} head evaluations, "
         f"{part:.3f} s against {whole:.3f} s (of which {nothing:.3f} s decode the picture)"
     )
 

@@ -77,6 +77,7 @@ def wait_for_lines(out, count, process):
 
 
 def test_pictures_are_those_of_generate(tmp_path):
+    """To the byte: each prompt is drawn by itself, in the shapes of `generate`, with as many threads."""
     prompts = write_lines(
         tmp_path / "prompts.jsonl",
         {"prompt": "a cat"},

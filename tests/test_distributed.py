@@ -22,7 +22,7 @@ PROMPTS = [
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As each worker has: another order of sums may round otherwise."""
+    """As each worker has: files agree to the byte for one count of threads, since another one orders sums otherwise."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

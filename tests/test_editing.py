@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bitdance_core.sampling.generate as engine
 import eval_editing
 import golden
 import reference
@@ -16,6 +17,7 @@ from bitdance_core.sampling.flow import make_schedule
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request
 from bitdance_core.sampling.settings import Sampling
+from closeness import check_close, samples_of, tolerance
 from test_generate import branches_of, planned
 
 SIZE = {"height": 32, "width": 48, "steps": 3}  # 2 x 3 patches of 4x4 tokens of 4 pixels
@@ -24,6 +26,12 @@ SIZE = {"height": 32, "width": 48, "steps": 3}  # 2 x 3 patches of 4x4 tokens of
 @pytest.fixture(scope="module")
 def pipe():
     return golden.load("t2i_p16").pipe
+
+
+@pytest.fixture(scope="module")
+def pipe64():
+    """In float64, where batches of other sizes round differently too, but never enough to turn a bit."""
+    return golden.load("t2i_p16", torch.float64).pipe
 
 
 @pytest.fixture(scope="module")
@@ -221,29 +229,37 @@ def test_every_option_is_exact_where_it_is_neutral(pipe):
         assert not pipe.generate("a cat", seed=3, guidance=2.5, **SIZE, **changed).bits.equal(plain)
 
 
-def test_no_guidance_interval_is_no_guidance(pipe, monkeypatch):
+def test_no_guidance_interval_is_no_guidance(pipe64, monkeypatch):
     """Outside the interval only half of the rows are computed; an interval that no time lies in is guidance 1."""
     rows = []
-    predict = pipe.model.head.predict
-    monkeypatch.setattr(pipe.model.head, "predict", lambda x, *rest: (rows.append(len(x)), predict(x, *rest))[1])
-    plain = pipe.generate("a cat", seed=3, guidance=1.0, **SIZE).bits
+    predict = pipe64.model.head.predict
+    monkeypatch.setattr(pipe64.model.head, "predict", lambda x, *rest: (rows.append(len(x)), predict(x, *rest))[1])
+    plain = pipe64.generate("a cat", seed=3, guidance=1.0, **SIZE).bits
     rows.clear()
-    never = pipe.generate("a cat", seed=3, guidance=5.0, guidance_interval=(0.96, 1.0), **SIZE).bits
+    never = pipe64.generate("a cat", seed=3, guidance=5.0, guidance_interval=(0.96, 1.0), **SIZE).bits
     assert never.equal(plain) and set(rows) == {1}
     rows.clear()
-    pipe.generate("a cat", seed=3, guidance=5.0, guidance_interval=(0.3, 0.7), **SIZE)
+    pipe64.generate("a cat", seed=3, guidance=5.0, guidance_interval=(0.3, 0.7), **SIZE)
     assert rows == [1, 2, 2, 1] * 6  # times 0, 0.32, 0.63, 0.95
 
 
 def test_without_noise_the_stochastic_sampler_is_the_flow(pipe):
-    """Of one patch: later ones start from other draws."""
+    """Of one patch: later ones start from other draws. Nearly: the closing step starts from 0.95 itself, not from the
+    float32 sum of the steps.
+    """
     size = {"height": 16, "width": 16, "steps": 8, "seed": 4, "allow_untrained_size": True}
-    flow = pipe.generate("a cat", sampler="euler", **size).bits
-    assert pipe.generate("a cat", noise_scale=0.0, **size).bits.equal(flow)
+
+    def samples(**options):
+        return samples_of(engine, lambda: pipe.generate("a cat", **size, **options))
+
+    atol = tolerance(pipe.model.head, lambda: samples(sampler="euler"))
+    check_close(samples(noise_scale=0.0), samples(sampler="euler"), atol)
 
 
 def test_regions_follow_their_own_prompts():
-    """Each token's condition is its prompt's; with one prompt for all tokens it is as if there were one."""
+    """Each token's condition is its prompt's; with one prompt for all tokens it is as if there were one. In float64,
+    since a branch more is a larger batch.
+    """
     pipe = golden.load("t2i_p16", torch.float64).pipe
     grid, sampling = Grid(8, 12, 4), Sampling("euler_maruyama", 3, 2.5)
     cat, dog = (branches_of(pipe, grid, text, 1.0)[0] for text in ("a photo of a red cat", "dog"))
@@ -324,13 +340,19 @@ def test_shifted_times_release_their_tokens(pipe, start, sampler, time_shift):
     assert not pipe.generate("a cat", **options).bits.equal(start)
 
 
-def test_regions_by_prompt_and_mask(pipe):
+def test_regions_by_prompt_and_mask(pipe64):
     lower = torch.zeros(1, 32, 48)
     lower[:, 16:] = 1
-    cat, dog = (pipe.generate(prompt, seed=1, **SIZE).bits for prompt in ("a cat", "a dog"))
-    both = pipe.generate("a cat", regions=[("a dog", lower)], seed=1, **SIZE).bits
+    cat, dog = (pipe64.generate(prompt, seed=1, **SIZE).bits for prompt in ("a cat", "a dog"))
+    both = pipe64.generate("a cat", regions=[("a dog", lower)], seed=1, **SIZE).bits
     assert both[:, :, :4].equal(cat[:, :, :4]) and not both.equal(cat)
-    assert pipe.generate("a cat", regions=[("a dog", torch.ones(1, 4, 4))], seed=1, **SIZE).bits.equal(dog)
+    assert pipe64.generate("a cat", regions=[("a dog", torch.ones(1, 4, 4))], seed=1, **SIZE).bits.equal(dog)
+
+
+def test_the_cost_of_an_edit_is_counted(capsys):
+    """What the README quotes: 25 steps and the closing one, for one patch and for eight."""
+    eval_editing.measure_cost(BitDancePipeline.from_pretrained("builtin", device="cpu"), repeats=1)
+    assert capsys.readouterr().out.startswith("one of 8 patches: 26 of 208 head evaluations, ")
 
 
 @pytest.mark.parametrize("kind", eval_editing.KINDS)

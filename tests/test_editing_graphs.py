@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from bitdance_core.model.binarize.grid import load_bits
 
 import pictures
-from bitdance_core.bits.grid import load_bits
 from graphs import PROMPT, Graph, load, sample, show
 
 CIRCLE = "a large red circle on a blue background"
@@ -190,7 +190,11 @@ def test_sampling_options_are_exact_where_neutral(run, server):
 
 
 def test_prompts_for_areas(run):
-    """By ComfyUI's own nodes: what is drawn in an area follows its prompt, what came before it is as without it."""
+    """By ComfyUI's own nodes: what is drawn in an area follows its prompt, what came before it is as without it.
+
+    Nearly: another prompt makes a larger batch, which may round a bit to the other side (in float64 it is exact:
+    test_editing.py). One bit of 2,048 changes pixels by less than a grey level on average, another prompt by far more.
+    """
     graph = Graph()
     loader, _ = start(graph)
     whole = prompt(graph, loader, PROMPT)
@@ -210,7 +214,7 @@ def test_prompts_for_areas(run):
     ):
         show(graph, loader, sample(graph, loader[0], positive[0], canvas[0]))
     blue, both, everywhere, green = (np.asarray(image, float) for image in run(graph))
-    assert np.array_equal(everywhere, green)
+    assert np.abs(everywhere - green).mean() < 2 < 20 < np.abs(blue - green).mean()
     # the ground at the upper left and at the lower right: in pixels the tokenizer lets colours of both spread a little
     assert both[4, 4, 2] > both[4, 4, 1] and both[60, 60, 1] > both[60, 60, 2]
     assert blue[60, 60, 2] > blue[60, 60, 1]

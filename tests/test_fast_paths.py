@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import bitdance_core.sampling.generate as engine
 from bitdance_core import BitDancePipeline
 from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
 from bitdance_core.checkpoints.tensor_names import HEAD, LANGUAGE_MODEL
@@ -11,6 +12,7 @@ from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request
 from bitdance_core.sampling.settings import Sampling
+from closeness import check_close, samples_of, tolerance
 from graphs import PROMPT
 from tracing import Traced
 
@@ -36,6 +38,7 @@ def expected():
 
 
 def draw(model, graphs=None):
+    """Bits; with the core's own layers, shapes and threads exactly the core's."""
     host = model.model
     opening = host.prompts.opening(8, 8, 16)
     branches = [host.prompts.conditional(PROMPT) + opening, host.prompts.unconditional() + opening]
@@ -87,9 +90,14 @@ def test_a_stopped_run_leaves_no_hooks(pack, model):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in backbone.modules())
 
 
-def test_comfyuis_layers_can_be_recorded(model, expected):
+def test_comfyuis_layers_can_be_recorded(model):
+    """Nearly the core's bits: a recorded reading looks at a whole cache behind a mask."""
+
+    def samples(graphs=None):
+        return samples_of(engine, lambda: draw(model, graphs))
+
     traced = Traced()
-    assert draw(model, Graphs(traced)).equal(expected)
+    check_close(samples(Graphs(traced)), samples(), tolerance(model.model.diffusion_model.head, samples))
     assert traced.count == 2  # the head's flow and the backbone's reading
 
 

@@ -50,6 +50,7 @@ def test_the_picture_means_the_prompt(run):
 
 
 def test_the_bits_are_those_of_the_core(run, base):
+    """Exactly: the same kernels, shapes and count of threads in another process."""
     graph = Graph()
     loader = load(graph)
     bits = draw(graph, loader, width=128, height=64, seed=7, batch_size=2)

@@ -1,4 +1,8 @@
-"""Every kind of model and of file in a real ComfyUI: listed by its content, loaded, exact."""
+"""Every kind of model and of file in a real ComfyUI: listed by its content, loaded, exact.
+
+Bits are those of the core to the last one: ComfyUI's layers call the same kernels, and the server has this process's
+count of threads. Golden bits are the official pipeline's, on every processor.
+"""
 
 import json
 import pickle

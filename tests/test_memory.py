@@ -1,4 +1,7 @@
-"""Our models under ComfyUI's memory management, in this process: loaded whole, in part, away and back, patched."""
+"""Our models under ComfyUI's memory management, in this process: loaded whole, in part, away and back, patched.
+
+Pictures are the core's exactly: weights move, but the same kernels compute with them in the same shapes.
+"""
 
 import gc
 import weakref
