@@ -1,4 +1,4 @@
-"""The nodes, registered once: ids and types as in DESIGN.md."""
+"""The nodes, registered once: ids and types as in docs/design.md#nodes."""
 
 from __future__ import annotations
 

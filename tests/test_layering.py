@@ -1,4 +1,4 @@
-"""Imports go downwards only (DESIGN.md): the core must work where there is no ComfyUI."""
+"""Imports go downwards only (docs/structure.md#layers): the core must work where there is no ComfyUI."""
 
 import ast
 from pathlib import Path
