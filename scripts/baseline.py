@@ -3,7 +3,7 @@
 Each guidance branch is read in calls of its own, by transformers' Qwen3 with masks and a cache that grows by
 concatenation. The head takes both halves in one call, and embeds the time and the condition anew at every evaluation.
 Noise is drawn step by step where the generator lives, the last patch is read although nothing follows, and nothing is
-compiled or captured. What the numbers are is SPEC.md's; the core is used for its weights and its tables of positions.
+compiled or captured. Its numbers are in docs/facts.md; the core is used for its weights and its tables of positions.
 
 ImageNet models are treated alike, by layers of this file in place of transformers'. Their official code may well read
 both branches in one call; then the official one is faster than this baseline where the backbone counts.
@@ -92,7 +92,7 @@ class Baseline:
 def sample_patch(
     predict: Callable[[Tensor, Tensor], Tensor], draw: Callable[[], Tensor], sampling: Sampling, guidance: float
 ) -> Tensor:
-    """SPEC.md section 6, a step at a time; with guidance > 1 `predict` returns both halves."""
+    """docs/facts.md#sampler, a step at a time; with guidance > 1 `predict` returns both halves."""
     x = draw()
     shift = 1 / sampling.time_shift
     times = torch.linspace(0, 0.95, sampling.steps + 1, device=x.device)
@@ -112,7 +112,7 @@ def sample_patch(
 
 
 def evaluate(head: DiffusionHead, x: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
-    """SPEC.md section 5 in full: x [B, P, C], t [B], hidden [B, P, D] -> the estimate of the bits [B, P, C]."""
+    """docs/facts.md#diffusion-head in full: x [B, P, C], t [B], hidden [B, P, D] -> estimated bits [B, P, C]."""
     config = head.config
     frequencies = torch.exp(-math.log(10000) / 128 * torch.arange(128, device=t.device))
     angles = 1000 * t[:, None] * frequencies

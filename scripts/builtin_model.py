@@ -83,7 +83,7 @@ def train_prompt_tokenizer() -> Tokenizer:
 
 
 def write_folder(folder: Path, tokenizer_json: Path, model: dict[str, Tensor], autoencoder: dict[str, Tensor]) -> None:
-    """Write weights as fp16, and what describes them, in the official folder layout (SPEC.md 2.1)."""
+    """Write weights as fp16, and what describes them, in the official folder layout (docs/facts.md#official-folder)."""
     backbone, head = model_config(PromptTokenizer(read_json(tokenizer_json), str(tokenizer_json))).backbone, HEAD
     folder.mkdir(parents=True, exist_ok=True)
 

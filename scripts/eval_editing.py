@@ -20,7 +20,7 @@ from eval_builtin import contact_sheet
 from pictures import COLOURS, SHAPES, Picture, random_picture, read
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bitdance_core.model.binarize.edits import pad, vary
+from bitdance_core.bits.edits import pad, vary
 
 from bitdance_core import BitDancePipeline
 from bitdance_core.tokenizer import to_images

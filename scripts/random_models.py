@@ -27,7 +27,7 @@ CONFIGS = {
 }
 WORDS = "embed_tokens.weight"
 TABLES = (WORDS, "cls_embedding.weight")
-# as the authors' README rounds them (SPEC.md section 1 for the 14B models)
+# as the authors' README rounds them (docs/facts.md#published-models for the 14B models)
 PUBLISHED_COUNTS = {
     "imagenet-b-1x": {"model": 242e6},
     "imagenet-b-4x": {"model": 260e6},

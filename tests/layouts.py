@@ -1,4 +1,4 @@
-"""A golden model in the other layouts of SPEC.md section 2, as other people's tools write them."""
+"""A golden model in the other layouts of docs/facts.md#file-layouts, as other people's tools write them."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def to_fp8(
 def three_files(
     folder: Path, target: Path, wrapper="", head="diffusion_head.", text="", vae="", fp8=None
 ) -> list[Path]:
-    """Head with projector, language model and tokenizer in ComfyUI's folders, in the spellings of SPEC.md 2.3.
+    """Head with projector, language model, tokenizer in ComfyUI's folders, spelled as in docs/facts.md#single-files.
 
     `fp8` are the arguments of `to_fp8`.
     """

@@ -54,7 +54,7 @@ def test_gan_decoder_draws_its_noise_from_the_generator():
 
 
 def test_published_tokenizer_has_its_published_size():
-    """0.46e9 parameters (SPEC.md section 1)."""
+    """0.46e9 parameters (docs/facts.md#published-models)."""
     count = sum(p.numel() for p in BinaryAutoencoder(AE_D16C32, device="meta").parameters())
     assert round(count / 1e9, 2) == 0.46
 

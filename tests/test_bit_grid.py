@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from bitdance_core.model.binarize.grid import BitGrid, load_bits, save_bits
+from bitdance_core.bits.grid import BitGrid, load_bits, save_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open

@@ -233,7 +233,7 @@ def test_the_published_models_are_recognised_by_their_shapes():
 
 
 def test_the_published_model_has_its_published_parameters():
-    """13.2e9 in the layers, 0.78e9 in the embedding, 1.76e9 in the head (SPEC.md section 1)."""
+    """13.2e9 in the layers, 0.78e9 in the embedding, 1.76e9 in the head (docs/facts.md#published-models)."""
     model = BitDance(BITDANCE_14B_64X, device="meta")
 
     def billions(module):

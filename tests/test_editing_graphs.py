@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bitdance_core.model.binarize.grid import load_bits
+from bitdance_core.bits.grid import load_bits
 
 import pictures
 from graphs import PROMPT, Graph, load, sample, show

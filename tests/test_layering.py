@@ -1,4 +1,4 @@
-"""Imports go downwards only (CONTRIBUTING.md), and never in a circle: the core must work where there is no ComfyUI."""
+"""Imports go downwards only (docs/structure.md#layers), and never in a circle: the core must work where there is no ComfyUI."""
 
 import ast
 import sys

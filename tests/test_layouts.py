@@ -1,4 +1,4 @@
-"""The same model in every layout (SPEC.md section 2): recognised by its tensors, and the same bits."""
+"""The same model in every layout (docs/facts.md#file-layouts): recognised by its tensors, and the same bits."""
 
 import itertools
 import json

@@ -10,7 +10,7 @@ from bitdance_core.model.text_config import PUBLISHED
 
 @pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: config.family)
 def test_the_weights_are_the_published_parameters(config):
-    """13.2e9 in the layers and 1.76e9 in the head (SPEC.md section 1), at two bytes, or near one."""
+    """13.2e9 in the layers and 1.76e9 in the head (docs/facts.md#published-models), at two bytes, or near one."""
     language_model, head = memory_table.parts_of(config, 16)
     assert language_model == pytest.approx(2 * 13.24e9, rel=0.01) and head == pytest.approx(2 * 1.76e9, rel=0.01)
     quantized, head = memory_table.parts_of(config, 8)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from bitdance_core.model.binarize.metrics import Reconstruction, bits_per_pixel, mean, measure, psnr, ssim
+from bitdance_core.bits.metrics import Reconstruction, bits_per_pixel, mean, measure, psnr, ssim
 
 from bitdance_core.errors import BitDanceError
 from conftest import ROOT
@@ -99,7 +99,7 @@ def test_what_cannot_be_compared(a, b, words):
 
 
 def test_scikit_image_is_imported_only_to_measure():
-    code = "import bitdance_core.model.binarize.metrics, bitdance_core.cli, sys; sys.exit('skimage' in sys.modules)"
+    code = "import bitdance_core.bits.metrics, bitdance_core.cli, sys; sys.exit('skimage' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bitdance_core.model.binarize.metrics import psnr, ssim
+from bitdance_core.bits.metrics import psnr, ssim
 from PIL import Image
 
 import pictures

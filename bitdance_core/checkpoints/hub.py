@@ -61,7 +61,7 @@ def _tokenizer(name: str) -> Published:
     return Published("shallowdream204/BitDance-Tokenizer", files, 1.8, files[0])
 
 
-# sizes follow from the published counts of parameters; `remote_files` asks the hub for the exact ones
+# sizes follow from the parameters in docs/facts.md#published-models; `remote_files` asks the hub for the exact ones
 PUBLISHED_MODELS = {
     "BitDance-14B-64x": Published("shallowdream204/BitDance-14B-64x", OFFICIAL_FILES, 35),
     "BitDance-14B-16x": Published("shallowdream204/BitDance-14B-16x", OFFICIAL_FILES, 35),

@@ -1,4 +1,4 @@
-"""Where the parts of a model lie: the official folder, the diffusers folder, single files (SPEC.md section 2)."""
+"""Where a model's parts are: the official folder, the diffusers folder, single files (docs/facts.md#file-layouts)."""
 
 from __future__ import annotations
 

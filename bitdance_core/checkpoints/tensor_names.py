@@ -1,4 +1,4 @@
-"""The parts of a model as they lie in files: recognised by the names of their tensors, whatever the layout (SPEC.md 2).
+"""The parts of a model in files, recognised by their tensors' names in any layout (docs/facts.md#file-layouts).
 
 Headers are read, and the few bytes that describe quantized layers; weights are not.
 """

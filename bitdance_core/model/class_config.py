@@ -1,4 +1,4 @@
-"""What a class-conditional model is made of, read off its tensors, and the five published ones (SPEC.md section 7)."""
+"""What class-conditional models are made of, read off tensors; the published five (docs/facts.md#imagenet-models)."""
 
 from __future__ import annotations
 
