@@ -20,9 +20,8 @@ from eval_builtin import contact_sheet
 from pictures import COLOURS, SHAPES, Picture, random_picture, read
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bitdance_core.bits.edits import pad, vary
-
 from bitdance_core import BitDancePipeline
+from bitdance_core.bits.edits import pad, vary
 from bitdance_core.tokenizer import to_images
 
 TOKENS, STEP = 8, 8  # the built-in model's square: tokens on a side, pixels on a token's

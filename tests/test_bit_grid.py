@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from bitdance_core.bits.grid import BitGrid, load_bits, save_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bitdance_core import BitDanceError
+from bitdance_core.bits.grid import BitGrid, load_bits, save_bits
 
 
 @settings(max_examples=20)

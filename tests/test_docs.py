@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from bitdance_core.__main__ import build_parser
+from bitdance_core.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP_PAGES = sorted((ROOT / "web" / "docs").rglob("*.md"))

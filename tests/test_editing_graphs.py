@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from bitdance_core.bits.grid import load_bits
 
 import pictures
+from bitdance_core.bits.grid import load_bits
 from graphs import PROMPT, Graph, load, sample, show
 
 CIRCLE = "a large red circle on a blue background"

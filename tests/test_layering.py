@@ -1,4 +1,4 @@
-"""Imports go downwards only (docs/structure.md#layers), and never in a circle: the core must work where there is no ComfyUI."""
+"""Imports go downwards only, and never in a circle (docs/structure.md#layers): the core works without ComfyUI."""
 
 import ast
 import sys

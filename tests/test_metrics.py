@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from bitdance_core.bits.metrics import Reconstruction, bits_per_pixel, mean, measure, psnr, ssim
 
+from bitdance_core.bits.metrics import Reconstruction, bits_per_pixel, mean, measure, psnr, ssim
 from bitdance_core.errors import BitDanceError
 from conftest import ROOT
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from bitdance_core.bits.metrics import psnr, ssim
 from PIL import Image
 
 import pictures
 from bitdance_core import BinaryTokenizer
+from bitdance_core.bits.metrics import psnr, ssim
 from graphs import Graph
 from test_graphs import listen
 
