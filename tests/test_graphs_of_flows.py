@@ -73,7 +73,8 @@ def test_class_conditional_models_too():
 
     def bits(graphs):
         generator = torch.Generator().manual_seed(0)
-        return generate(pipe.model, [[3, 5], [10, 10]], grid, sampling, 2, generator, CPU, torch.float64, graphs=graphs)
+        request = Request([[3, 5], [10, 10]], grid, sampling, 2)
+        return generate(pipe.model, request, generator, CPU, torch.float64, graphs=graphs)
 
     with torch.no_grad():
         assert torch.equal(bits(Graphs(traced)), bits(None)) and traced.count == 2

@@ -59,7 +59,7 @@ def load(name, dtype=torch.float32):
     tokenizer = BinaryTokenizer(autoencoder.to(dtype), CPU, dtype)
     cases = json.loads((DATA / f"{name}.expected.json").read_text())["cases"]
     return (
-        ImageNetPipeline(model.to(dtype), tokenizer, CPU, dtype),
+        ImageNetPipeline(model.to(dtype), tokenizer),
         load_file(DATA / f"{name}.expected.safetensors"),
         cases,
     )
