@@ -15,7 +15,7 @@ from .tensor_names import Component, Quantization, TensorInfo
 
 CPU = torch.device("cpu")
 # what is quantized: the matrices of the many layers. What leads into them, out of them and tells them the time is
-# small, and costs more agreement for its size (scripts/eval_quantization.py)
+# small, and costs more agreement for its size (benchmarks/eval_quantization.py)
 LAYERS = re.compile(r"(.+\.)?(layers|res_blocks|ada_ln_blocks)\.\d+\.(.+\.)?weight")
 FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
 # the smallest byte of an 8-bit float that is no number: NaN, and infinity where the type has it

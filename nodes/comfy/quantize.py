@@ -1,6 +1,6 @@
 """Quantize weights while they are loaded, into the formats that ComfyUI's Linear layers compute in.
 
-The core's `LAYERS` chooses the layers, after measurements by scripts/eval_quantization.py.
+The core's `LAYERS` chooses the layers, after measurements by benchmarks/eval_quantization.py.
 """
 
 from __future__ import annotations
