@@ -1,4 +1,4 @@
-"""`python -m bitdance_core generate | batch | reconstruct | convert | download | info`."""
+"""The command line: `python -m bitdance_core generate | batch | reconstruct | convert | download | info`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import batch, hub, metrics
-from .batch_jobs import LAYOUTS
+from .batch_jobs import PICTURE_LAYOUTS
 from .checkpoint import locate
 from .components import CLASS_MODEL
-from .convert import FORMATS, PRECISIONS, convert
-from .devices import DTYPES
+from .convert import OUTPUT_LAYOUTS, PRECISIONS, convert
+from .devices import COMPUTE_DTYPES
 from .errors import BitDanceError, MissingFileError
 from .flow import SAMPLERS
-from .hub import PUBLISHED
+from .hub import DOWNLOADS
 from .imagenet_classes import parse_classes
 from .imagenet_pipeline import ImageNetPipeline
 from .info import describe
@@ -35,7 +35,7 @@ PICTURE_FORMATS = (".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tiff")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status. Bad input ends in one line on standard error and status 1."""
+    """Run one command and return the exit status. Bad input prints one line to standard error and returns 1."""
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
@@ -56,101 +56,107 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bitdance_core", description="Draw pictures with BitDance.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    draw = commands.add_parser("generate", help="draw a prompt, or classes with an ImageNet model")
-    draw.add_argument("prompt", help='of an ImageNet model: classes by name or number, "golden retriever, 980"')
-    draw.add_argument(
+    drawing = commands.add_parser("generate", help="draw a prompt, or classes with an ImageNet model")
+    drawing.add_argument("prompt", help='for an ImageNet model: classes by name or number, "golden retriever, 980"')
+    drawing.add_argument(
         "-o", "--out", type=Path, default=Path("bitdance.png"), help="picture to write (default: %(default)s)"
     )
-    draw.add_argument("--num-images", type=int, default=1, help="drawn together, written as OUT_1, OUT_2, …")
-    add_drawing(draw)
-    draw.set_defaults(run=generate)
+    drawing.add_argument(
+        "--num-images", type=int, default=1, help="pictures to draw together, written as OUT_1, OUT_2, …"
+    )
+    add_drawing_options(drawing)
+    drawing.set_defaults(run=generate)
 
-    many = commands.add_parser("batch", help="draw a file of prompts into a folder; the same command again goes on")
-    many.add_argument(
+    batching = commands.add_parser("batch", help="draw a file of prompts into a folder; run it again to resume")
+    batching.add_argument(
         "prompts",
         type=Path,
-        help='JSON lines, {"prompt": "a cat"} and, where wanted, id, negative_prompt, height, width, steps, guidance, '
+        help='JSON lines, {"prompt": "a cat"} and optionally id, negative_prompt, height, width, steps, guidance, '
         "sampler, seed, num_images (ImageNet: labels); or a folder of .txt files, one prompt each",
     )
-    many.add_argument("--out", type=Path, required=True, metavar="DIR", help="of several hosts: on a disk they share")
-    many.add_argument(
+    batching.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="with several hosts: on a disk that they share"
+    )
+    batching.add_argument(
         "--layout",
-        choices=LAYOUTS,
-        default=LAYOUTS[0],
+        choices=PICTURE_LAYOUTS,
+        default=PICTURE_LAYOUTS[0],
         help="flat: ID.png; geneval: ID/metadata.jsonl, ID/samples/0000.png, …; dpg: images/ID.png, four in a square "
         "(default: %(default)s)",
     )
-    many.add_argument("--num-images", type=int, help="of each prompt, drawn together (default: 1; geneval, dpg: 4)")
-    many.add_argument(
+    batching.add_argument(
+        "--num-images", type=int, help="pictures per prompt, drawn together (default: 1; geneval, dpg: 4)"
+    )
+    batching.add_argument(
         "--ray",
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="draw on a Ray cluster: that of ADDRESS or RAY_ADDRESS, else a new one on this machine",
+        help="draw on the Ray cluster at ADDRESS or RAY_ADDRESS, else on a new one on this machine",
     )
-    many.add_argument("--workers", type=int, help="with --ray (default: one for each GPU of the cluster, or one)")
-    add_drawing(many)
-    many.set_defaults(run=batch.run)
+    batching.add_argument("--workers", type=int, help="with --ray (default: one per GPU of the cluster, or one)")
+    add_drawing_options(batching)
+    batching.set_defaults(run=batch.run)
 
-    again = commands.add_parser("reconstruct", help="encode pictures to bits and decode them again")
-    again.add_argument("image", nargs="+", type=Path)
-    again.add_argument(
+    reconstructing = commands.add_parser("reconstruct", help="encode pictures to bits and decode them again")
+    reconstructing.add_argument("image", nargs="+", type=Path)
+    reconstructing.add_argument(
         "-o",
         "--out",
         type=Path,
-        help="picture to write; of several pictures, a folder (default: reconstructed.png, reconstructed)",
+        help="picture to write, or a folder for several (default: reconstructed.png, reconstructed)",
     )
-    again.add_argument(
+    reconstructing.add_argument(
         "--model", default="builtin", help="a tokenizer file, a model folder, a hub id or a built-in name"
     )
-    add_device(again)
-    again.set_defaults(run=reconstruct)
+    add_device_options(reconstructing)
+    reconstructing.set_defaults(run=reconstruct)
 
-    turn = commands.add_parser("convert", help="write a model in another layout or precision")
-    turn.add_argument("source", nargs="+", help="a folder, a file, a set of files, a hub id or a built-in name")
-    turn.add_argument("destination", type=Path, help="a folder; for single also a .safetensors file")
-    turn.add_argument(
+    converting = commands.add_parser("convert", help="write a model in another layout or precision")
+    converting.add_argument("source", nargs="+", help="a folder, a file, a set of files, a hub id or a built-in name")
+    converting.add_argument("destination", type=Path, help="a folder; for single also a .safetensors file")
+    converting.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=OUTPUT_LAYOUTS,
         required=True,
         help="official: the published folder; comfy: files in ComfyUI's folders below DESTINATION; single: one file",
     )
-    turn.add_argument("--dtype", choices=PRECISIONS, default="keep", help="default: %(default)s")
-    turn.add_argument("--name", help="of the new files (default: the source's)")
-    turn.add_argument("--tokenizer", help="of an ImageNet model (default: the one in its file, or beside it)")
-    turn.set_defaults(run=convert_model)
+    converting.add_argument("--dtype", choices=PRECISIONS, default="keep", help="default: %(default)s")
+    converting.add_argument("--name", help="name of the new files (default: the source's)")
+    converting.add_argument("--tokenizer", help="tokenizer of an ImageNet model (default: in its file, or beside it)")
+    converting.set_defaults(run=convert_model)
 
-    fetch = commands.add_parser("download", help="download a published model")
-    fetch.add_argument("name", choices=PUBLISHED, metavar="NAME", help=", ".join(PUBLISHED))
-    fetch.add_argument("--to", type=Path, metavar="DIR", help="default: a new folder here")
-    fetch.set_defaults(run=download_model)
+    downloading = commands.add_parser("download", help="download a published model")
+    downloading.add_argument("name", choices=DOWNLOADS, metavar="NAME", help=", ".join(DOWNLOADS))
+    downloading.add_argument("--to", type=Path, metavar="DIR", help="default: a new folder in the working folder")
+    downloading.set_defaults(run=download_model)
 
-    what = commands.add_parser("info", help="say what a model file or folder is")
-    what.add_argument("path", nargs="+", help="a path, the files of a set, or a built-in name")
-    what.set_defaults(run=info)
+    describing = commands.add_parser("info", help="describe a model file or folder")
+    describing.add_argument("path", nargs="+", help="a path, the files of a set, or a built-in name")
+    describing.set_defaults(run=info)
     return parser
 
 
-def add_drawing(parser: argparse.ArgumentParser) -> None:
-    """The model, and the settings of a picture."""
+def add_drawing_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the model and for the settings of a picture."""
     parser.add_argument(
         "--model", default="builtin", help="a folder, a file, a hub id or a built-in name (default: %(default)s)"
     )
-    parser.add_argument("--tokenizer", help="of an ImageNet model (default: the one in its file, or beside it)")
-    parser.add_argument("--negative-prompt", help="what the guidance leads away from")
+    parser.add_argument("--tokenizer", help="tokenizer of an ImageNet model (default: in its file, or beside it)")
+    parser.add_argument("--negative-prompt", help="the prompt to steer away from")
     parser.add_argument("--height", type=int, help="pixels (default: the model's own)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's own)")
-    parser.add_argument("--steps", type=int, help="head steps a patch (default: the model's own)")
+    parser.add_argument("--steps", type=int, help="head steps per patch (default: the model's own)")
     parser.add_argument("--guidance", type=float, help="1 or less draws without guidance (default: the model's own)")
     parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--allow-untrained-size", action="store_true", help="try a size the model was not trained for")
-    add_device(parser)
+    add_device_options(parser)
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -159,14 +165,14 @@ def generate(args: argparse.Namespace) -> None:
     if CLASS_MODEL in find_layout(source).parts:
         pipe, subject = imagenet_pipeline(args, source)
     else:
-        pipe = BitDancePipeline.from_pretrained(source, args.device, DTYPES.get(args.dtype))
+        pipe = BitDancePipeline.from_pretrained(source, args.device, COMPUTE_DTYPES.get(args.dtype))
         names = ("prompt", "height", "width", "num_images", "negative_prompt", "allow_untrained_size")
         subject = {name: getattr(args, name) for name in names}
     bar = None
 
     def show(done: int, total: int, bits: Tensor) -> None:
         nonlocal bar
-        if bar is None:  # only now is it sure that the settings are good
+        if bar is None:  # not before the first patch: an error about settings must be the only output
             bar = tqdm(total=total, unit="patch", desc="drawing")
         bar.update()
 
@@ -181,7 +187,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def imagenet_pipeline(args: argparse.Namespace, source: Path) -> tuple[ImageNetPipeline, dict]:
-    """The prompt names classes; what it draws has one size and no negative."""
+    """Load an ImageNet model and parse the classes in the prompt. Raises BitDanceError for options of a prompt."""
     for name in ("height", "width", "negative_prompt", "allow_untrained_size"):
         if getattr(args, name):
             option = "--" + name.replace("_", "-")
@@ -189,7 +195,7 @@ def imagenet_pipeline(args: argparse.Namespace, source: Path) -> tuple[ImageNetP
                 f"{args.model} is an ImageNet model, which draws classes in one size; leave {option} out"
             )
     labels = [label for label in parse_classes(args.prompt) for _ in range(args.num_images)]
-    pipe = ImageNetPipeline.from_pretrained(source, args.tokenizer, args.device, DTYPES.get(args.dtype))
+    pipe = ImageNetPipeline.from_pretrained(source, args.tokenizer, args.device, COMPUTE_DTYPES.get(args.dtype))
     return pipe, {"labels": labels}
 
 
@@ -197,12 +203,12 @@ def reconstruct(args: argparse.Namespace) -> None:
     targets = reconstruction_targets(args.image, args.out)
     for path in args.image:
         with opened(path):
-            pass  # so that what cannot be read is said before any work
+            pass  # unreadable pictures are reported before any work
     if len(targets) > 1:
         make_folder(targets[0].parent)
     for target in targets:
         check_output(target)
-    tokenizer = BinaryTokenizer.from_pretrained(args.model, args.device, DTYPES.get(args.dtype))
+    tokenizer = BinaryTokenizer.from_pretrained(args.model, args.device, COMPUTE_DTYPES.get(args.dtype))
     step = tokenizer.downscale
     least = math.ceil(metrics.SSIM_WINDOW / step) * step
     figures = []
@@ -210,7 +216,7 @@ def reconstruct(args: argparse.Namespace) -> None:
         with opened(path) as file:
             image = file.convert("RGB")
         if image.width < least or image.height < least:
-            raise BitDanceError(f"{path} is {image.width}x{image.height}, it must be at least {least}x{least} pixels")
+            raise BitDanceError(f"{path} is {image.width}x{image.height}, expected at least {least}x{least} pixels")
         image = image.crop((0, 0, image.width // step * step, image.height // step * step))
         pixels = to_pixels(image)
         bits = tokenizer.encode(pixels)
@@ -225,17 +231,17 @@ def reconstruct(args: argparse.Namespace) -> None:
 
 
 def reconstruction_targets(images: Sequence[Path], out: Path | None) -> list[Path]:
-    """Where each image's reconstruction goes: `out` itself for one, into it for several."""
+    """Return the file for each reconstruction: `out` itself for one image, files in the folder `out` for several."""
     if len(images) == 1:
         return [out or Path("reconstructed.png")]
     out = out or Path("reconstructed")
     if out.suffix.lower() in PICTURE_FORMATS:
-        raise BitDanceError(f"'{out}' names one picture; {len(images)} go into a folder")
+        raise BitDanceError(f"--out '{out}' is one picture; for {len(images)} pictures give a folder")
     targets = [out / f"{image.stem}.png" for image in images]
     if len({target.name.casefold() for target in targets}) < len(targets):
-        raise BitDanceError("two of the pictures have the same name, and a folder takes one of each")
+        raise BitDanceError("two of the pictures have the same name, and would overwrite each other; rename one")
     if {target.resolve() for target in targets} & {image.resolve() for image in images}:
-        raise BitDanceError(f"'{out}' holds the pictures themselves, which stay as they are; give another folder")
+        raise BitDanceError(f"--out '{out}' has the pictures themselves, which must not be overwritten; give another")
     return targets
 
 
@@ -243,19 +249,24 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BitDanceError(f"the folder {folder} cannot be made ({error})") from error
+        raise BitDanceError(f"the folder {folder} cannot be created ({error})") from error
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file, whose pixels are not read yet. Raises BitDanceError for what Pillow cannot read."""
+    """Open a picture file without reading its pixels. Raises BitDanceError for a file that Pillow cannot read."""
     try:
         with Image.open(path) as file:
             yield file
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is missing") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # by format and damage
-        raise BitDanceError(f"{path} is not a picture that can be read ({error})") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # the type depends on format and damage
+        raise BitDanceError(f"{path} is not a readable picture ({error})") from error
 
 
 def convert_model(args: argparse.Namespace) -> None:
@@ -272,7 +283,7 @@ def convert_model(args: argparse.Namespace) -> None:
 
 
 def download_model(args: argparse.Namespace) -> None:
-    published = PUBLISHED[args.name]
+    published = DOWNLOADS[args.name]
     folder = args.to or Path(published.folder(args.name))
     sizes = hub.remote_files(published.repository, published.files)
     for name, size in sizes.items():
@@ -287,9 +298,9 @@ def info(args: argparse.Namespace) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Refuse, before any work, a name that no picture can be written under."""
+    """Raise BitDanceError, before any work, for a path that cannot be written as a picture."""
     if path.suffix.lower() not in PICTURE_FORMATS:
-        raise BitDanceError(f"'{path}' has no picture format; end the name in one of {', '.join(PICTURE_FORMATS)}")
+        raise BitDanceError(f"'{path}' must end in a picture format: {', '.join(PICTURE_FORMATS)}")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise MissingFileError(f"the folder {folder} does not exist")
@@ -300,7 +311,7 @@ def check_output(path: Path) -> None:
 def save(image: Image.Image, path: Path) -> None:
     try:
         image.save(path)
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # for example a full disk
         raise BitDanceError(f"{path} cannot be written ({error})") from error
 
 

@@ -1,4 +1,4 @@
-"""What a binary tokenizer is made of: plain, GAN and UniWeTok."""
+"""Configurations of binary tokenizers: plain, GAN and UniWeTok."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .errors import BitDanceError
 
 @dataclass(frozen=True)
 class HalfConfig:
-    """The encoder or the decoder of a UniWeTok: per level, finest first, its width and its residual blocks."""
+    """The encoder or the decoder of a UniWeTok: width and residual blocks of each level, finest first."""
 
     widths: tuple[int, ...]
     res_blocks: tuple[int, ...]
     mid_res_blocks: int
     attention_blocks: int
     intermediate_size: int  # of an attention block's SwiGLU
-    registers: int  # learned tokens in front of the grid's
+    registers: int  # learned tokens before those of the grid
 
 
 @dataclass(frozen=True)
 class UniWeTokConfig:
-    """What a UniWeTok has beyond a plain tokenizer: attention in the middle, levels of each half's own."""
+    """The parts of a UniWeTok that a plain tokenizer lacks: attention in the middle, separate levels of both halves."""
 
     num_heads: int
     encoder: HalfConfig
@@ -36,7 +36,7 @@ class UniWeTokConfig:
 class AutoencoderConfig:
     """Binary tokenizer: one token of `bits` bits per `downscale` x `downscale` pixels.
 
-    Of a UniWeTok, the channels and blocks here are the encoder's; `attention` says what there is to build.
+    For a UniWeTok, `attention` describes both halves; channels and blocks here are the encoder's.
     """
 
     channels: int
@@ -52,14 +52,14 @@ class AutoencoderConfig:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], source: str) -> AutoencoderConfig:
-        """Read an `ae_config.json`; `source` is named in errors."""
+        """Read an `ae_config.json`; `source` is the file named in errors."""
         levels = read_field(config, "ddconfig", dict, source)
         multipliers = read_field(levels, "ch_mult", list, source)
         if not 1 <= len(multipliers) <= 8 or any(type(m) is not int or not 1 <= m <= 64 for m in multipliers):
             raise BitDanceError(f"{source}: 'ch_mult' must be 1 to 8 whole numbers up to 64, found {multipliers}")
         channels = read_field(levels, "ch", int, source)
         if channels % 32:
-            raise BitDanceError(f"{source}: 'ch' is {channels}, it must be a multiple of 32 (groups of a norm)")
+            raise BitDanceError(f"{source}: 'ch' must be a multiple of 32 (groups of a norm), found {channels}")
         return cls(
             channels=channels,
             channel_multipliers=tuple(multipliers),
@@ -69,7 +69,7 @@ class AutoencoderConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """An `ae_config.json`; what else a UniWeTok is stands in its tensors' shapes."""
+        """Return an `ae_config.json`; the rest of a UniWeTok's configuration follows from the shapes of its tensors."""
         levels = {
             "double_z": False,
             "z_channels": self.bits,
@@ -85,14 +85,14 @@ class AutoencoderConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, source: str, heads: int | None = None) -> AutoencoderConfig:
-        """Read off the tensors of a plain, a GAN or a UniWeTok tokenizer; `source` is named in errors.
+        """Derive from the shapes of a plain, GAN or UniWeTok tokenizer; `source` is the file named in errors.
 
-        `heads` is what no shape shows of a UniWeTok, its count of attention heads.
+        `heads` is the number of attention heads of a UniWeTok, which no shape gives.
         """
         needed = [f"{name}.weight" for name in ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in")]
         if any(len(shapes.get(name, ())) != 4 for name in needed):
             raise BitDanceError(
-                f"{source} holds no binary tokenizer, but {len(shapes)} tensors: {', '.join([*shapes][:3])}, …"
+                f"{source} holds no binary tokenizer; found {len(shapes)} tensors: {', '.join([*shapes][:3])}, …"
             )
         channels, bits, bits_in = (read_dimensions(shapes, name, 4, source) for name in needed)
         attention = None
@@ -100,23 +100,26 @@ class AutoencoderConfig:
             halves = _half(shapes, "encoder.", "down", source), _half(shapes, "decoder.", "up", source)
             if heads is None:
                 raise BitDanceError(
-                    f"{source}: a UniWeTok's count of attention heads ('n_heads') stands in no tensor; put its "
+                    f"{source}: no tensor gives a UniWeTok's number of attention heads ('n_heads'); put its "
                     "configuration beside the file, as NAME_config.json"
                 )
-            # queries and keys turn in pairs, by two coordinates
+            # rotary positions: pairs of features for each of two coordinates
             if type(heads) is not int or heads < 1 or any(half.widths[-1] % (4 * heads) for half in halves):
                 widths = " and ".join(str(half.widths[-1]) for half in halves)
                 raise BitDanceError(
-                    f"{source}: 'n_heads' is {heads!r}; each head's width, of {widths}, must divide by 4"
+                    f"{source}: 'n_heads' is {heads!r}; widths of {widths} must give each head a multiple of 4 features"
                 )
             if len(halves[0].widths) != len(halves[1].widths):
-                raise BitDanceError(f"{source}: the encoder and the decoder must have as many levels as each other")
+                raise BitDanceError(
+                    f"{source}: encoder and decoder must have the same number of levels, found {len(halves[0].widths)} "
+                    f"and {len(halves[1].widths)}"
+                )
             attention = UniWeTokConfig(heads, *halves)
             widths, base = halves[0].widths, math.gcd(*halves[0].widths)
         else:
             widths, base = _widths(shapes, "encoder.down.", "conv2", source), channels[0]
         if any(width % base for width in widths):
-            raise BitDanceError(f"{source}: levels of {list(widths)} channels must be multiples of conv_in's {base}")
+            raise BitDanceError(f"{source}: levels of {list(widths)} channels; expected multiples of conv_in's {base}")
         levels = {
             "ch": base,
             "ch_mult": [width // base for width in widths],
@@ -143,16 +146,18 @@ def _half(shapes: Shapes, prefix: str, levels: str, source: str) -> HalfConfig:
         registers=registers,
     )
     if any(width % 32 for width in widths) or max(*half.res_blocks, half.mid_res_blocks, blocks) > MAX_LAYERS:
-        raise BitDanceError(f"{source}: {half} cannot be: widths must be multiples of 32 (groups of a norm)")
+        raise BitDanceError(
+            f"{source}: {half}: widths must be multiples of 32 (groups of a norm), blocks at most {MAX_LAYERS}"
+        )
     return half
 
 
 def _widths(shapes: Shapes, prefix: str, layer: str, source: str) -> tuple[int, ...]:
-    """Of each level, by a layer of its first residual block."""
+    """Read the width of each level from a layer of its first residual block."""
     dimensions = 1 if layer.startswith("norm") else 4
     count = count_modules(shapes, prefix)
     if not 1 <= count <= 8:
-        raise BitDanceError(f"{source}: a tokenizer has 1 to 8 levels ({prefix}N), found {count}")
+        raise BitDanceError(f"{source}: a tokenizer must have 1 to 8 levels ({prefix}N), found {count}")
     return tuple(
         read_dimensions(shapes, f"{prefix}{i}.block.0.{layer}.weight", dimensions, source)[0] for i in range(count)
     )

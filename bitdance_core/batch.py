@@ -1,8 +1,8 @@
-"""`batch`: a file of prompts becomes a folder of pictures with a manifest, which the next run goes on from.
+"""Run `batch`: draw a file of prompts into a folder with a manifest, from which the next run resumes.
 
-A prompt is done once its line stands in the manifest. One process writes that file, and only after the prompt's
-pictures bear their names; a run that dies at any point loses what it was drawing and nothing else. What is drawn again
-comes out the same, as each prompt has its own seed.
+A prompt is finished when its line is in the manifest; the line is written after its image files are renamed into place,
+by one process only. So a run that dies at any point loses only the pictures that it was drawing. Drawing them again
+gives the same pictures, as each prompt has its own seed.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MANIFEST, LOCK, PARTIAL = "manifest.jsonl", ".lock", ".partial"
 
 
 @dataclass(frozen=True)
-class Studio:
-    """Where and with what to draw; the same on every machine. `stamp` says which model it is, in which precision."""
+class RunSettings:
+    """The model, device and folder of a run, the same on every machine. `stamp` identifies the model and its dtype."""
 
     source: str
     tokenizer: str | None
@@ -48,30 +48,30 @@ class Studio:
     stamp: dict[str, str]
 
 
-if TYPE_CHECKING:  # it needs Ray
+if TYPE_CHECKING:  # the module imports Ray
     from .distributed import Cluster
 
-# a manifest's record, or why a prompt could not be drawn
+# a record of the manifest, or the reason why a prompt could not be drawn
 Outcome = dict[str, Any] | str
 
 
 @dataclass(frozen=True)
-class Here:
-    """This process alone."""
+class LocalProcess:
+    """Draw in this process. The counterpart of `Cluster`."""
 
     device: torch.device
     dtype: torch.dtype
 
-    def draw(self, jobs: Sequence[Job], studio: Studio) -> Iterator[tuple[Job, Outcome]]:
-        pipe = load(studio)
+    def draw_jobs(self, jobs: Sequence[Job], settings: RunSettings) -> Iterator[tuple[Job, Outcome]]:
+        pipe = load(settings)
         for job in jobs:
-            yield job, draw(pipe, job, studio)
+            yield job, draw_job(pipe, job, settings)
 
 
 def run(args: argparse.Namespace) -> None:
-    """The command. Raises BitDanceError before any work for what cannot be, and at the end for prompts that failed."""
+    """Run the command. Raises BitDanceError for invalid settings before any work, and at the end for failed prompts."""
     if args.workers is not None and args.ray is None:
-        raise BitDanceError("--workers is for --ray: without it, one process draws")
+        raise BitDanceError("--workers needs --ray; without --ray, one process draws")
     if args.workers is not None:
         whole_number("--workers", args.workers, least=1)
     rows = read_rows(args.prompts, args.layout)
@@ -81,25 +81,26 @@ def run(args: argparse.Namespace) -> None:
     out = args.out.absolute()
     with locked(out), ExitStack() as stack:
         if args.ray is None:
-            site = Here(*devices.choose(args.device, None))
+            executor = LocalProcess(*devices.choose(args.device, None))
         else:
-            site = stack.enter_context(distributed().connect(args.ray, args.workers, args.device))
-        dtype = args.dtype or str(site.dtype).removeprefix("torch.")
+            executor = stack.enter_context(import_distributed().connect(args.ray, args.workers, args.device))
+        dtype = args.dtype or str(executor.dtype).removeprefix("torch.")
         stamp = {"family": model.config.family, "fingerprint": fingerprint(files), "dtype": dtype}
-        tokenizer = args.tokenizer and everywhere(args.tokenizer)
-        studio = Studio(everywhere(args.model), tokenizer, str(site.device), dtype, out, stamp)
+        tokenizer = args.tokenizer and absolute_source(args.tokenizer)
+        settings = RunSettings(absolute_source(args.model), tokenizer, str(executor.device), dtype, out, stamp)
         done = resume(out, jobs, stamp)
-        failed = draw_and_note([job for job in jobs if job.row.id not in done], studio, site, len(jobs))
+        pending = [job for job in jobs if job.row.id not in done]
+        failed = draw_and_record(pending, settings, executor, len(jobs))
     if failed:
         name, reason = next(iter(failed.items()))
         raise BitDanceError(
-            f"{len(failed)} of {len(jobs)} prompts could not be drawn ({name}: {reason}); the same command tries again"
+            f"{len(failed)} of {len(jobs)} prompts could not be drawn ({name}: {reason}); run it again to retry"
         )
-    print(f"{out / MANIFEST} ({len(jobs)} prompts, {len(done)} of them drawn before)")
+    print(f"{out / MANIFEST} ({len(jobs)} prompts, {len(done)} of them drawn earlier)")
 
 
-def distributed():
-    """The module that needs Ray."""
+def import_distributed():
+    """Import the module that needs Ray. Raises BitDanceError if Ray is not installed."""
     try:
         from . import distributed
     except ModuleNotFoundError as error:
@@ -109,25 +110,27 @@ def distributed():
     return distributed
 
 
-def draw_and_note(pending: Sequence[Job], studio: Studio, site: Here | Cluster, total: int) -> dict[str, str]:
-    """Draw jobs and append their records to the manifest; the ids that failed, and why."""
+def draw_and_record(
+    pending: Sequence[Job], settings: RunSettings, executor: LocalProcess | Cluster, total: int
+) -> dict[str, str]:
+    """Draw jobs and append their records to the manifest; return the failed ids with the reason."""
     failed = {}
     if not pending:
         return failed
     with tqdm(total=total, initial=total - len(pending), unit="prompt", desc="drawing") as bar:
-        for job, outcome in site.draw(pending, studio):
+        for job, outcome in executor.draw_jobs(pending, settings):
             if isinstance(outcome, str):
                 failed[job.row.id] = outcome
                 bar.write(f"{job.row.id} could not be drawn: {outcome}", file=sys.stderr)
             else:
-                append(studio.out / MANIFEST, outcome)
+                append(settings.out / MANIFEST, outcome)
                 bar.update()
     return failed
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """The folder, made and kept from other runs. The system lets go of the lock of a process that died."""
+    """Create the output folder and lock it against other runs. The system releases the lock of a dead process."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = open(out / LOCK, "ab")
@@ -148,7 +151,7 @@ def locked(out: Path) -> Iterator[None]:
             raise BitDanceError(f"another run is writing into {out}; wait for it, or give another folder") from error
         except OSError as error:
             raise BitDanceError(f"{out} cannot be locked against other runs ({error})") from error
-        shutil.rmtree(out / PARTIAL, ignore_errors=True)  # a killed run's
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)  # left by a killed run
         try:
             yield
         finally:
@@ -156,17 +159,17 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def resume(out: Path, jobs: Sequence[Job], stamp: dict[str, str]) -> set[str]:
-    """The ids that are done: in the manifest, with all their files. Lines of files that are gone, and a last line that
-    a crash cut short, are taken out of it.
+    """Return the finished ids: those in the manifest whose files all exist.
 
-    Raises BitDanceError where a prompt was drawn with other settings or another model.
+    Removes from the manifest the lines of missing files, and a last line cut short by a crash. Raises BitDanceError if
+    a prompt was drawn with other settings or another model.
     """
     path = out / MANIFEST
     try:
         text = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise BitDanceError(f"{path} cannot be read ({error.strerror})") from error
-    whole, _, _ = text.rpartition(b"\n")  # what follows the last line's end was cut short
+    whole, _, _ = text.rpartition(b"\n")  # anything after the last newline was cut short
     lines: dict[str, bytes] = {}
     records: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
@@ -175,14 +178,14 @@ def resume(out: Path, jobs: Sequence[Job], stamp: dict[str, str]) -> set[str]:
             name, is_there = record["id"], all(has_size(out / f["name"], f["size"]) for f in record["files"])
         except (ValueError, TypeError, KeyError) as error:
             raise BitDanceError(
-                f"{path}, line {number} is no record of a prompt; mend it or delete the file"
+                f"{path}, line {number} is not a record of a prompt; correct it or delete the file"
             ) from error
         if is_there:
             lines[name], records[name] = line, record
     for job in jobs:
         if job.row.id in records and (difference := differs(records[job.row.id], {**job.plan, "model": stamp})):
             raise BitDanceError(
-                f"{out} has '{job.row.id}' already, drawn with {difference}; give another folder, or delete its files"
+                f"{out} already has '{job.row.id}', drawn with {difference}; choose another folder, or delete its files"
             )
     kept = b"".join(line + b"\n" for line in lines.values())
     if kept != text:
@@ -195,7 +198,7 @@ def has_size(path: Path, size: int) -> bool:
 
 
 def differs(record: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first value of a record that is not the wanted one, in words; "" where all are."""
+    """Describe the first value of a record that differs from the wanted one; "" if none does."""
     for name, value in wanted.items():
         found = record.get(name)
         if isinstance(value, dict) and isinstance(found, dict):
@@ -208,7 +211,7 @@ def differs(record: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """One more line, on the disk when this returns."""
+    """Append a line to the manifest; it is on the disk when this returns."""
     try:
         with path.open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
@@ -219,7 +222,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 
 def write(path: Path, data: bytes, out: Path) -> None:
-    """A whole file or none, on the disk when this returns: under another name first, one that no other process has."""
+    """Write a file completely or not at all: to a name unique to this process, then rename. Syncs to the disk."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         (out / PARTIAL).mkdir(exist_ok=True)
@@ -233,22 +236,22 @@ def write(path: Path, data: bytes, out: Path) -> None:
         raise BitDanceError(f"{path} cannot be written ({error})") from error
 
 
-def everywhere(source: str) -> str:
-    """A model's name or path that means the same in a process of another working folder."""
+def absolute_source(source: str) -> str:
+    """Make a path absolute, for processes with another working folder; return names and hub ids unchanged."""
     return source if source in builtin_models() or not Path(source).exists() else str(Path(source).absolute())
 
 
-def load(studio: Studio) -> Pipeline:
-    path, dtype = locate(studio.source), devices.DTYPES[studio.dtype]
+def load(settings: RunSettings) -> Pipeline:
+    path, dtype = locate(settings.source), devices.COMPUTE_DTYPES[settings.dtype]
     if CLASS_MODEL in find_layout(path).parts:
-        return ImageNetPipeline.from_pretrained(path, studio.tokenizer, studio.device, dtype)
-    return BitDancePipeline.from_pretrained(path, studio.device, dtype)
+        return ImageNetPipeline.from_pretrained(path, settings.tokenizer, settings.device, dtype)
+    return BitDancePipeline.from_pretrained(path, settings.device, dtype)
 
 
-def draw(pipe: Pipeline, job: Job, studio: Studio) -> Outcome:
-    """Draw a prompt and write its files; its record, or why it cannot be drawn. Others may still be.
+def draw_job(pipe: Pipeline, job: Job, settings: RunSettings) -> Outcome:
+    """Draw a prompt and write its files; return its record, or the reason why it cannot be drawn.
 
-    Raises BitDanceError where files cannot be written, which ends the run.
+    Raises BitDanceError, which ends the run, if a file cannot be written.
     """
     start = time.perf_counter()
     try:
@@ -259,14 +262,14 @@ def draw(pipe: Pipeline, job: Job, studio: Studio) -> Outcome:
         return f"not enough memory on {pipe.device}"
     files = []
     for name, data in zip(job.names, contents(job.plan["layout"], job.row, images)):
-        write(studio.out / name, data, studio.out)
+        write(settings.out / name, data, settings.out)
         files.append({"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
     return {
         **job.plan,
-        "model": studio.stamp,
+        "model": settings.stamp,
         "line": job.row.line,
         "files": files,
-        "source": studio.source,
+        "source": settings.source,
         "device": str(pipe.device),
         "version": __version__,
         "seconds": round(time.perf_counter() - start, 3),

@@ -1,4 +1,4 @@
-"""What a batch draws: prompts read from a file, checked before any weight is read, and the files that each becomes."""
+"""Read the prompts of a batch, check them before any weight is read, and plan the files that each becomes."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from .model import BitDance
 from .pipeline import BitDancePipeline
 from .tokenizer import BinaryTokenizer
 
-LAYOUTS = ("flat", "geneval", "dpg")
-# what a line may set, each with the least whole number it may be; the rest of a line is its metadata
-WHOLE = {"height": 1, "width": 1, "steps": 1, "seed": 0, "num_images": 1}
+PICTURE_LAYOUTS = ("flat", "geneval", "dpg")
+# settings that a line may have, whole numbers with their minimum; the other entries of a line are its metadata
+WHOLE_NUMBERS = {"height": 1, "width": 1, "steps": 1, "seed": 0, "num_images": 1}
 TEXTS = ("prompt", "negative_prompt", "sampler")
-SETTINGS = (*WHOLE, *TEXTS, "guidance", "labels", "id")
+SETTINGS = (*WHOLE_NUMBERS, *TEXTS, "guidance", "labels", "id")
 ID = re.compile(r"[\w-](?:[\w .-]{0,98}[\w-])?")
-# names that Windows keeps for itself
+# names that Windows reserves
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-EDGE_BYTES = 2**20
+EDGE_BYTES = 2**20  # read from each end of a file for its fingerprint
 
 Pipeline = BitDancePipeline | ImageNetPipeline
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt as it was given: the object of its line, where that stands, and the prompt's id."""
+    """One prompt as read: its id, line number, place for errors, and the JSON object of its line."""
 
     id: str
     line: int
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt ready to be drawn: what `generate` takes, the files it becomes, and what the manifest says of it."""
+    """One prompt ready to draw: arguments of `generate`, names of its files, and its entries in the manifest."""
 
     row: Row
     arguments: dict[str, Any]
@@ -68,10 +68,9 @@ class Job:
 
 
 def read_rows(source: Path, layout: str) -> list[Row]:
-    """The prompts of a file of JSON lines, or of a folder of .txt files (one prompt each, named after its file).
+    """Read the prompts of a file of JSON lines, or of a folder of .txt files (one prompt each, its id the file's name).
 
-    Raises BitDanceError, with file and line, for what is no prompt, an id that is no file name or not the only one of
-    its kind.
+    Raises BitDanceError, with file and line, for an invalid prompt, and for an id that is duplicate or not a file name.
     """
     if source.is_dir():
         texts = sorted(source.glob("*.txt"))
@@ -86,25 +85,27 @@ def read_rows(source: Path, layout: str) -> list[Row]:
                 name = f"{len(rows):05}" if name is None else str(name) if type(name) is int else name
                 rows.append(Row(name, number, where, data))
     if not rows:
-        raise BitDanceError(f"{source} holds no prompts" + (" (files named *.txt)" if source.is_dir() else ""))
+        raise BitDanceError(f"{source} has no prompts" + (" (files named *.txt)" if source.is_dir() else ""))
     seen: dict[str, Row] = {}
     for row in rows:
         check_row(row, layout)
         other = seen.setdefault(row.id.casefold(), row)
         if other is not row:
-            raise row.refuse(f"the id '{row.id}' is that of {other.where} too (capitals do not tell files apart)")
+            raise row.refuse(
+                f"duplicate id '{row.id}' (also {other.where}); ids must differ by more than upper/lower case"
+            )
     return rows
 
 
 def read(path: Path) -> str:
-    return read_text(path).removeprefix("\ufeff")  # which editors on Windows put in front
+    return read_text(path).removeprefix("\ufeff")  # editors on Windows add a byte order mark
 
 
 def parse(line: str, where: str) -> dict[str, Any]:
-    """A line's object, in JSON as its standard has it: Python's NaN would never be equal to itself."""
+    """Parse a line as a JSON object, without Python's NaN and Infinity: NaN never equals itself in the manifest."""
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
+        raise ValueError(f"{constant} is not a JSON number")
 
     try:
         data = json.loads(line, parse_constant=refuse)
@@ -116,18 +117,18 @@ def parse(line: str, where: str) -> dict[str, Any]:
 
 
 def check_row(row: Row, layout: str) -> None:
-    """Raise BitDanceError for an id that is no file name, and for values of the wrong type."""
+    """Raise BitDanceError for an id that is not a file name, and for values of the wrong type."""
     if not isinstance(row.id, str) or not ID.fullmatch(row.id) or RESERVED.fullmatch(row.id):
         raise row.refuse(
-            f"the id {row.id!r} is no file name; use up to 100 letters, digits, '_', '-', and '.' or spaces within"
+            f"id {row.id!r} is not a file name; use up to 100 letters, digits, '_', '-', and '.' or spaces inside"
         )
     if layout == "geneval" and not (row.id.isascii() and row.id.isdigit()):
-        raise row.refuse(f"the id '{row.id}' is no number, and GenEval looks into folders named by numbers only")
+        raise row.refuse(f"id '{row.id}' must be a number: GenEval reads folders named by numbers only")
     if layout == "dpg" and "." in row.id:
-        raise row.refuse(f"the id '{row.id}' has a dot, and DPG-Bench takes a picture's name up to its first dot")
+        raise row.refuse(f"id '{row.id}' must not have a dot: DPG-Bench cuts a picture's name at its first dot")
     data = row.data
     try:
-        for name, least in WHOLE.items():
+        for name, least in WHOLE_NUMBERS.items():
             if data.get(name) is not None:
                 whole_number(name, data[name], least)
     except BitDanceError as error:
@@ -143,13 +144,13 @@ def check_row(row: Row, layout: str) -> None:
     if labels is not None and not (isinstance(labels, list) and all(isinstance(k, int | str) for k in labels)):
         raise row.refuse(f"labels must be a list of classes by name or number, found {labels!r}")
     if (data.get("prompt") is None) == (labels is None):
-        raise row.refuse("give either 'prompt' or, of an ImageNet model, 'labels'")
+        raise row.refuse("give either 'prompt' or, for an ImageNet model, 'labels'")
     if data.get("prompt") is not None and not data["prompt"].strip():
         raise row.refuse("the prompt is empty")
 
 
 def outline(source: str, tokenizer: str | None) -> tuple[Pipeline, list[Path]]:
-    """A model without its weights, and its files: it refuses what the loaded one would, and draws nothing."""
+    """Return a model without weights, which checks settings as the loaded model does, and the files of the model."""
     path, meta, dtype = locate(source), torch.device("meta"), torch.float32
     if CLASS_MODEL in find_layout(path).parts:
         checkpoint = read_imagenet(path, None if tokenizer is None else Path(tokenizer))
@@ -170,7 +171,7 @@ def files_of(components: Iterable[Component]) -> list[Path]:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Tells models apart without reading them whole: the sizes and both ends of their files, whatever their names."""
+    """Hash the sizes and both ends of a model's files, which identify it without reading or naming them completely."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -182,26 +183,26 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def plan(row: Row, args: argparse.Namespace, model: Pipeline) -> Job:
-    """What to draw for a row: its own settings, else the command's, else the model's. Nothing is left to default.
+    """Resolve every setting of a row: its own, else the command's, else the model's.
 
-    Raises BitDanceError for whatever `generate` would refuse.
+    Raises BitDanceError for any setting that `generate` would refuse.
     """
-    names = (*WHOLE, "negative_prompt", "guidance", "sampler")
-    asked = {name: getattr(args, name) if row.data.get(name) is None else row.data[name] for name in names}
+    names = (*WHOLE_NUMBERS, "negative_prompt", "guidance", "sampler")
+    given = {name: getattr(args, name) if row.data.get(name) is None else row.data[name] for name in names}
     defaults = model.config.defaults
-    count = asked["num_images"]
+    count = given["num_images"]
     if count is None:
         count = 1 if args.layout == "flat" else 4
     settings = {
-        "steps": defaults.steps if asked["steps"] is None else asked["steps"],
-        "guidance": defaults.guidance if asked["guidance"] is None else asked["guidance"],
-        "sampler": asked["sampler"],
-        "seed": asked["seed"],
+        "steps": defaults.steps if given["steps"] is None else given["steps"],
+        "guidance": defaults.guidance if given["guidance"] is None else given["guidance"],
+        "sampler": given["sampler"],
+        "seed": given["seed"],
     }
     try:
         if isinstance(model, ImageNetPipeline):
             for name in ("height", "width", "negative_prompt"):
-                if asked[name]:
+                if given[name]:
                     raise BitDanceError(f"an ImageNet model draws classes in one size; leave {name} out")
             classes = parse_classes(row.data["prompt"]) if row.data.get("labels") is None else row.data["labels"]
             labels = [label for label in class_numbers(classes, model.config) for _ in range(count)]
@@ -210,16 +211,16 @@ def plan(row: Row, args: argparse.Namespace, model: Pipeline) -> Job:
         else:
             if row.data.get("prompt") is None:
                 raise BitDanceError("'labels' are for ImageNet models; this one draws a 'prompt'")
-            height, width = (asked[side] or default for side, default in zip(("height", "width"), model.default_size))
-            arguments = {"prompt": row.data["prompt"], "negative_prompt": asked["negative_prompt"], **settings}
+            height, width = (given[side] or default for side, default in zip(("height", "width"), model.default_size))
+            arguments = {"prompt": row.data["prompt"], "negative_prompt": given["negative_prompt"], **settings}
             arguments |= {"height": height, "width": width, "num_images": count}
             arguments["allow_untrained_size"] = args.allow_untrained_size
         if args.layout == "dpg" and (count > 4 or height != width):
             raise BitDanceError(
-                f"DPG-Bench takes up to four square pictures of a prompt, not {count} of {height}x{width} pixels"
+                f"layout dpg takes up to four square pictures per prompt, found {count} of {height}x{width} pixels"
             )
         try:
-            model.generate(**arguments, cancel=lambda: True)  # as far as the first evaluation of a network
+            model.generate(**arguments, cancel=lambda: True)  # checks the settings, stops before the first network
         except Cancelled:
             pass
     except BitDanceError as error:
@@ -231,10 +232,10 @@ def plan(row: Row, args: argparse.Namespace, model: Pipeline) -> Job:
 
 
 def file_names(layout: str, name: str, count: int) -> list[str]:
-    """The files of one prompt's `count` pictures, below the folder.
+    """Return the files of one prompt's `count` pictures, relative to the output folder.
 
-    geneval is what GenEval's evaluation/evaluate_images.py reads. dpg is what DPG-Bench's compute_dpg_bench.py reads: a
-    folder with nothing else in it.
+    geneval is the layout that GenEval's evaluation/evaluate_images.py reads, dpg that of DPG-Bench's
+    compute_dpg_bench.py: a folder with nothing else in it.
     """
     if layout == "geneval":
         return [f"{name}/metadata.jsonl", *(f"{name}/samples/{k:04}.png" for k in range(count))]
@@ -244,14 +245,14 @@ def file_names(layout: str, name: str, count: int) -> list[str]:
 
 
 def contents(layout: str, row: Row, images: Sequence[Image.Image]) -> list[bytes]:
-    """What the files of `file_names` hold."""
+    """Return the contents of the files of `file_names`, in their order."""
     if layout == "geneval":
         return [json.dumps(row.data).encode() + b"\n", *map(png, images)]
     return [png(grid(images))] if layout == "dpg" else list(map(png, images))
 
 
 def grid(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side, two in a row."""
+    """Paste pictures of one size side by side, two in a row."""
     width, height = images[0].size
     columns = min(2, len(images))
     whole = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))
@@ -267,10 +268,10 @@ def png(image: Image.Image) -> bytes:
 
 
 def check_names(jobs: Sequence[Job]) -> None:
-    """Several pictures of one prompt may be named as another prompt's."""
+    """Raise BitDanceError if two prompts would write the same file, such as `a_1` and the first picture of `a`."""
     owners: dict[str, Row] = {}
     for job in jobs:
         for name in job.names:
             other = owners.setdefault(name.casefold(), job.row)
             if other is not job.row:
-                raise job.row.refuse(f"{name} would be written by {other.where} too; give other ids")
+                raise job.row.refuse(f"{name} would also be written by {other.where}; choose other ids")

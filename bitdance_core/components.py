@@ -1,6 +1,6 @@
-"""The parts of a model as they lie in files: recognised by the names of their tensors, whatever the layout (SPEC.md 2).
+"""Recognise the parts of a model by the names of their tensors, in every layout.
 
-Headers are read, and the few bytes that describe quantized layers; weights are not.
+Reads headers and the few bytes that describe quantized layers, no weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLASS_MODEL = "class-conditional model"  # of ImageNet: backbone and head in one
 PROMPTS = "prompt tokenizer"  # a tokenizer.json as a tensor of bytes
 PROMPTS_KEY = "tokenizer_json"
 
-# what may stand before the names of a part; what follows is the name in our module
+# prefixes in use before the names of a part; the group is the name in our module
 _WRAPPER = r"(?:(?:model\.)?diffusion_model\.|model\.|main_model\.)?"
 _PATTERNS = {
     HEAD: re.compile(_WRAPPER + r"(?:(?:diffusion_head|vision_head)\.(?:net\.)?|net\.)(.+)"),
@@ -32,35 +32,36 @@ _PATTERNS = {
     ),
 }
 _CLASS_MODEL = re.compile(_WRAPPER + r"(.+)")
-_LEFT_OVER = re.compile(r"(loss|quantize|discriminator)\.|model_ema\.(decay|num_updates)$")  # of training a tokenizer
+# of the training of a tokenizer
+_LEFT_OVER = re.compile(r"(loss|quantize|discriminator)\.|model_ema\.(decay|num_updates)$")
 
-# beside a quantized X.weight, in any of the spellings in use, under ComfyUI's name for it
+# tensors that accompany a quantized X.weight, in the spellings in use; each group has ComfyUI's name
 _BESIDE_WEIGHT = re.compile(
     r"(.+)\.(?:(?P<weight_scale>weight_scale|scale_weight|weight\.scale|weight_scales)|(?P<weight_scale_2>weight_scale_2)"
     r"|(?P<input_scale>input_scale|scale_input)|(?P<pre_quant_scale>pre_quant_scale)|(?P<comfy_quant>comfy_quant))"
 )
-# ComfyUI's formats and the dtype that each stores
-FORMATS = {
+# ComfyUI's quantized format -> the safetensors dtype that it is stored in
+STORED_DTYPES = {
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8_tensorwise": "I8",
     "mxfp8": "F8_E4M3", "nvfp4": "U8", "convrot_w4a4": "I8",
 }  # fmt: skip
-FLOATS = {kind: dtype for kind, dtype in FORMATS.items() if kind.startswith("float8")}
-PACKED = ("nvfp4", "convrot_w4a4")  # two values a byte
-MAX_NOTE_BYTES = 4096  # of a comfy_quant
+FLOAT8_DTYPES = {kind: dtype for kind, dtype in STORED_DTYPES.items() if kind.startswith("float8")}
+PACKED_FORMATS = ("nvfp4", "convrot_w4a4")  # two values per byte
+MAX_COMFY_QUANT_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the stored numbers of a weight become its values: a format of ComfyUI's, and the tensors beside it."""
+    """How a weight is quantized: ComfyUI's name of the format, its settings, and the tensors stored with the weight."""
 
     format: str
     beside: dict[str, TensorInfo] = field(default_factory=dict)  # "weight_scale", "weight_scale_2", "input_scale", …
-    settings: dict[str, Any] = field(default_factory=dict)  # what comfy_quant says beside the format
+    settings: dict[str, Any] = field(default_factory=dict)  # entries of comfy_quant other than the format
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor in a file; `shape` is that of the weight, even where two of its values share a byte."""
+    """A tensor in a file; `shape` counts values, also for packed formats that store two per byte."""
 
     file: Path
     key: str
@@ -71,7 +72,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a model: its tensors under the names that they have in our modules."""
+    """One part of a model: its tensors, by parameter name in our module."""
 
     name: str
     tensors: dict[str, TensorInfo]
@@ -90,7 +91,7 @@ class Component:
         return Component(self.name, {name: info for name, info in self.tensors.items() if name not in names})
 
 
-# names that tell parts from each other, and from other models, in a file's first bytes
+# names of tensors that identify a part, searched for in the first bytes of a file
 _MARKS = {
     CLASS_MODEL: (b"cls_embedding.weight", b"pos_for_diff.weight"),
     HEAD: (b"ada_ln_blocks.0.weight", b"cond_embed.weight"),
@@ -102,13 +103,13 @@ _MARKED_BYTES = 2**21
 
 
 def parts_in(path: Path) -> frozenset[str]:
-    """Which parts a file seems to hold, by a look at its first bytes; nothing for a file that cannot be read."""
+    """Guess the parts in a file from its first bytes; return an empty set for an unreadable file."""
     try:
         with path.open("rb") as file:
             start = file.read(_MARKED_BYTES)
     except OSError:
         return frozenset()
-    if start[:4] != b"PK\x03\x04":  # a zip archive begins with its list of names, and so does safetensors' header
+    if start[:4] != b"PK\x03\x04":  # not a zip archive: search safetensors' header alone, which begins with its length
         start = start[: 8 + int.from_bytes(start[:8], "little")]
     found = {part for part, marks in _MARKS.items() if all(mark in start for mark in marks)}
     return frozenset(found - {HEAD} if CLASS_MODEL in found else found)
@@ -117,20 +118,20 @@ def parts_in(path: Path) -> frozenset[str]:
 def read_components(
     files: Sequence[Path], only: str | None = None
 ) -> tuple[dict[str, Component], dict[Path, dict[str, str]]]:
-    """The parts that lie in files together, by name, and what each file's own header says of it.
+    """Return the parts in a set of files by name, and each file's header metadata.
 
-    `only` names the part that all of the files hold: what does not look like it is then an unknown tensor of it.
-    Raises BitDanceError for a tensor that belongs to no part, or stands in two files.
+    `only` names the one part that all the files contain: any tensor that does not match is then reported as
+    unexpected. Raises BitDanceError for a tensor that belongs to no part, or is in two files.
     """
-    notes: dict[Path, dict[str, str]] = {}
-    weights: list[dict[str, TensorInfo]] = []  # of each file
-    # by the key of a weight, which may stand in another shard
+    metadata: dict[Path, dict[str, str]] = {}
+    weights: list[dict[str, TensorInfo]] = []  # one per file
+    # by the key of the weight, which may be in another shard
     beside: dict[str, dict[str, TensorInfo]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for path in files:
         with open_tensors(path) as file:
-            notes[path] = file.metadata() or {}
-            settings |= _layers(path, notes[path])
+            metadata[path] = file.metadata() or {}
+            settings |= _header_settings(path, metadata[path])
             weights.append({})
             for key in file.keys():
                 part = file.get_slice(key)
@@ -138,8 +139,8 @@ def read_components(
                 if match := _BESIDE_WEIGHT.fullmatch(key):
                     beside.setdefault(match[1] + ".weight", {})[match.lastgroup] = info
                     if match.lastgroup == "comfy_quant":
-                        settings[match[1] + ".weight"] = _layer(info, file)
-                elif key.rpartition(".")[2] != "scaled_fp8":  # of older files of ComfyUI's; the dtypes say as much
+                        settings[match[1] + ".weight"] = _comfy_quant(info, file)
+                elif key.rpartition(".")[2] != "scaled_fp8":  # a marker in older ComfyUI files; the dtypes imply it
                     weights[-1][key] = info
     known = {key for tensors in weights for key in tensors}
     if lonely := next((key for key in beside if key not in known), None):
@@ -154,57 +155,62 @@ def read_components(
             all_of_it = found.setdefault(part, {})
             for name, info in ours.items():
                 if all_of_it.setdefault(name, info) is not info:
-                    raise BitDanceError(f"{path}: {info.key} stands in {all_of_it[name].file.name} too")
-    return {part: Component(part, tensors) for part, tensors in found.items()}, notes
+                    raise BitDanceError(
+                        f"{path}: {info.key} is also in {all_of_it[name].file.name}; give one of the files"
+                    )
+    return {part: Component(part, tensors) for part, tensors in found.items()}, metadata
 
 
-def _layers(path: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Settings of quantized layers, by the keys of their weights, where ComfyUI keeps them in the header."""
+def _header_settings(path: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Read the settings of quantized layers from ComfyUI's entry in the header: key of the weight -> settings."""
     text = metadata.get("_quantization_metadata")
     try:
         layers = json.loads(text)["layers"] if text else {}
         return {f"{name}.weight": dict(settings) for name, settings in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BitDanceError(f"{path}: its _quantization_metadata is not ComfyUI's ({error})") from error
+        raise BitDanceError(
+            f"{path}: _quantization_metadata in its header is not in ComfyUI's format ({error})"
+        ) from error
 
 
-def _layer(note: TensorInfo, file: TensorFile) -> dict[str, Any]:
-    """Settings of a quantized layer, where they stand beside its weight."""
+def _comfy_quant(info: TensorInfo, file: TensorFile) -> dict[str, Any]:
+    """Read the settings of a quantized layer from the comfy_quant tensor stored with its weight."""
     try:
-        if note.dtype != "U8" or len(note.shape) != 1 or note.shape[0] > MAX_NOTE_BYTES:
-            raise ValueError(f"{list(note.shape)} of {note.dtype}")
-        return dict(json.loads(file.get_tensor(note.key).numpy().tobytes()))
+        if info.dtype != "U8" or len(info.shape) != 1 or info.shape[0] > MAX_COMFY_QUANT_BYTES:
+            raise ValueError(f"{list(info.shape)} of {info.dtype}")
+        return dict(json.loads(file.get_tensor(info.key).numpy().tobytes()))
     except (ValueError, TypeError, RecursionError) as error:
-        raise BitDanceError(f"{note.file}: {note.key} is not ComfyUI's description of a layer ({error})") from error
+        raise BitDanceError(f"{info.file}: {info.key} is not in ComfyUI's comfy_quant format ({error})") from error
 
 
 def _with_quantization(info: TensorInfo, beside: dict[str, TensorInfo], settings: dict[str, Any] | None) -> TensorInfo:
     where = f"{info.file}: {info.key}"
-    beside = {kind: extra for kind, extra in beside.items() if kind != "comfy_quant"}  # read already
+    beside = {kind: extra for kind, extra in beside.items() if kind != "comfy_quant"}  # already in `settings`
     is_weight = info.key.endswith(".weight") and len(info.shape) == 2
-    if settings is None and info.dtype in FLOATS.values():  # of any shape: a plain cast takes biases and norms too
-        settings = {"format": next(kind for kind, dtype in FLOATS.items() if dtype == info.dtype)}
+    # of any shape: a plain cast to float8 covers biases and norms too
+    if settings is None and info.dtype in FLOAT8_DTYPES.values():
+        settings = {"format": next(kind for kind, dtype in FLOAT8_DTYPES.items() if dtype == info.dtype)}
     if settings is None:
         if beside:
-            raise BitDanceError(f"{where} has a scale beside it, but is {info.dtype}, not quantized")
+            raise BitDanceError(f"{where} has a scale, but is {info.dtype}, which is not a quantized type")
         return info
     settings = dict(settings)
     kind = settings.pop("format", None)
-    if not isinstance(kind, str) or FORMATS.get(kind) != info.dtype or not (is_weight or kind in FLOATS):
-        raise BitDanceError(f"{where} is said to be quantized as {kind!r}, but is {list(info.shape)} of {info.dtype}")
-    shape = (info.shape[0], 2 * info.shape[1]) if kind in PACKED else info.shape
+    if not isinstance(kind, str) or STORED_DTYPES.get(kind) != info.dtype or not (is_weight or kind in FLOAT8_DTYPES):
+        raise BitDanceError(f"{where} is declared as quantized to {kind!r}, but is {list(info.shape)} of {info.dtype}")
+    shape = (info.shape[0], 2 * info.shape[1]) if kind in PACKED_FORMATS else info.shape
     rows = shape[0] if shape else 1
     if kind in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise"):
         scale = beside.get("weight_scale")
         if scale is not None and scale.shape not in ((), (1,), (1, 1), (rows,), (rows, 1)):
             raise BitDanceError(
-                f"{where} is {list(shape)}, its scale {list(scale.shape)}; it must be one, or one a row"
+                f"{where} is {list(shape)}, its scale {list(scale.shape)}; expected one scale, or one per row ({rows})"
             )
     return TensorInfo(info.file, info.key, shape, info.dtype, Quantization(kind, beside, settings))
 
 
 def _sort(path: Path, weights: dict[str, TensorInfo], only: str | None) -> dict[str, dict[str, TensorInfo]]:
-    if any(key.startswith("model_ema.") for key in weights):  # UniWeTok's training state
+    if any(key.startswith("model_ema.") for key in weights):  # a UniWeTok training checkpoint
         names = ema_names(key for key in weights if not _LEFT_OVER.match(key))
         weights = {name: weights[key] for name, key in names.items()}
     has_classes = any(key.endswith("cls_embedding.weight") for key in weights)
@@ -223,7 +229,7 @@ def _sort(path: Path, weights: dict[str, TensorInfo], only: str | None) -> dict[
         if part is None:
             unknown.append(key)
         elif found.setdefault(part, {}).setdefault(name, info) is not info:
-            raise BitDanceError(f"{path}: {key} and {found[part][name].key} are the same tensor of the {part}")
+            raise BitDanceError(f"{path}: {key} and {found[part][name].key} are two copies of one tensor of the {part}")
     if unknown:
         listed = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
         raise BitDanceError(f"{path}: {len(unknown)} of {len(weights)} tensors belong to no BitDance model ({listed})")
@@ -239,9 +245,9 @@ def _part_of(key: str, has_classes: bool) -> tuple[str | None, str]:
 
 
 def ema_names(keys: Iterable[str]) -> dict[str, str]:
-    """Names of parameters -> keys of a file that may hold averaged weights beside the last ones.
+    """Map names of parameters to keys of a file that may contain averaged (EMA) weights too.
 
-    The average of `a.b` stands under `model_ema.ab` and is preferred.
+    Prefers the average of `a.b`, which has the key `model_ema.ab`.
     """
     keys = list(keys)
     averages = {key for key in keys if key.startswith("model_ema.")}

@@ -1,4 +1,4 @@
-"""What a text-to-image model is made of: frozen records, the published models, and the sizes they were trained on."""
+"""Configurations of text-to-image models: frozen dataclasses, the published models, and their trained sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES_512 = ((1024, 256), (896, 256), (640, 384), (512, 512), (384, 640), (256, 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Qwen3 decoder stack. Widths in features, counts in units."""
+    """Qwen3 decoder stack. Sizes and widths count features."""
 
     vocab_size: int
     hidden_size: int
@@ -34,25 +34,26 @@ class BackboneConfig:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], source: str) -> BackboneConfig:
-        """Read a Hugging Face `config.json`; `source` is named in errors."""
+        """Read a Hugging Face `config.json`; `source` is the file named in errors.
+
+        Raises BitDanceError for missing or wrong values, and for settings that BitDance's Qwen3 does not use.
+        """
         if config.get("model_type", "qwen3") != "qwen3":
-            raise BitDanceError(
-                f"{source}: model_type is '{config['model_type']}', BitDance's language model is a 'qwen3'"
-            )
+            raise BitDanceError(f"{source}: model_type is '{config['model_type']}', expected 'qwen3'")
         # transformers 5 moved the rotary settings into one dictionary
         rope = config.get("rope_parameters") or {}
         scaling = config.get("rope_scaling") or rope
         if not isinstance(rope, dict) or not isinstance(scaling, dict):
             raise BitDanceError(f"{source}: 'rope_parameters' and 'rope_scaling' must be objects or null")
-        strange = {
+        unsupported = {
             "rope scaling": scaling.get("rope_type", scaling.get("type", "default")) != "default",
             "attention biases": config.get("attention_bias"),
             "sliding windows": config.get("use_sliding_window"),
             f"the activation {config.get('hidden_act')!r}": config.get("hidden_act", "silu") != "silu",
         }
-        if any(strange.values()):
-            found = ", ".join(name for name, is_there in strange.items() if is_there)
-            raise BitDanceError(f"{source}: {found} cannot be: no BitDance language model has it")
+        if any(unsupported.values()):
+            found = ", ".join(name for name, is_set in unsupported.items() if is_set)
+            raise BitDanceError(f"{source}: unsupported setting: {found} (BitDance's Qwen3 does not use it)")
         backbone = cls(
             vocab_size=read_field(config, "vocab_size", int, source),
             hidden_size=read_field(config, "hidden_size", int, source),
@@ -74,13 +75,18 @@ class BackboneConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, source: str) -> BackboneConfig:
-        """Read off a language model's tensors; `source` is named in errors. What no shape shows is as Qwen3 has it."""
+        """Derive from the shapes of a language model's tensors; values that no shape gives are Qwen3's.
+
+        `source` is the file named in errors.
+        """
         layer = "layers.0.self_attn."
         vocab_size, hidden_size = read_dimensions(shapes, "embed_tokens.weight", 2, source)
         (head_dim,) = read_dimensions(shapes, layer + "q_norm.weight", 1, source)
         rows = [read_dimensions(shapes, f"{layer}{name}_proj.weight", 2, source)[0] for name in "qk"]
         if any(n % head_dim for n in rows):
-            raise BitDanceError(f"{source}: queries and keys of {rows} features are no heads of {head_dim}")
+            raise BitDanceError(
+                f"{source}: q_proj and k_proj have {rows} rows, expected multiples of head_dim {head_dim}"
+            )
         config = {
             "vocab_size": vocab_size,
             "hidden_size": hidden_size,
@@ -95,7 +101,7 @@ class BackboneConfig:
         return cls.from_dict(config, source)
 
     def to_dict(self) -> dict[str, Any]:
-        """A `config.json` that `from_dict` and transformers read."""
+        """Return a `config.json` that `from_dict` and transformers can read."""
         return {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
@@ -122,22 +128,22 @@ class HeadConfig:
     cond_width: int
     width: int
     depth: int
-    num_modulations: int  # adaLN layers; each serves depth / num_modulations blocks
+    num_modulations: int  # adaLN layers; each modulates depth / num_modulations blocks
     swiglu: bool
     time_shift: float
-    tokens_per_patch: int | None  # None: the file does not say, the prompt tokenizer's queries do
+    tokens_per_patch: int | None  # None: not in the file; the number of query tokens decides
     head_dim: int = 128  # of an attention head
-    attends: bool = True  # the tokens of a patch look at each other; without, a block is its MLP alone
-    squashes: bool = True  # predictions pass 2 * sigmoid - 1 and so lie in [-1, 1]
+    attends: bool = True  # the tokens of a patch attend to each other; else a block is only its MLP
+    squashes: bool = True  # predictions go through 2 * sigmoid - 1 into [-1, 1]
 
     @property
     def modulations(self) -> int:
-        """Of an adaLN layer: scale, shift and gate for each norm of a block."""
+        """Outputs of an adaLN layer: scale, shift and gate for each norm of a block."""
         return 6 if self.attends else 3
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], source: str) -> HeadConfig:
-        """Read a `vision_head_config.json`; `source` is named in errors."""
+        """Read a `vision_head_config.json`; `source` is the file named in errors."""
         head = cls(
             bits=read_field(config, "ch_target", int, source),
             cond_width=read_field(config, "ch_cond", int, source),
@@ -150,21 +156,21 @@ class HeadConfig:
         )
         if head.width % 128:
             raise BitDanceError(
-                f"{source}: ch_latent is {head.width}, it must be a multiple of 128 (one attention head)"
+                f"{source}: ch_latent must be a multiple of 128 (one attention head), found {head.width}"
             )
         if not 0.01 <= head.time_shift <= 100:
-            raise BitDanceError(f"{source}: time_shift is {head.time_shift}, it must lie between 0.01 and 100")
+            raise BitDanceError(f"{source}: time_shift must be from 0.01 to 100, found {head.time_shift}")
         if head.depth % head.num_modulations:
             raise BitDanceError(
-                f"{source}: depth_adanln {head.num_modulations} does not divide depth_latent {head.depth}"
+                f"{source}: depth_latent {head.depth} must be a multiple of depth_adanln {head.num_modulations}"
             )
         return head
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, source: str) -> HeadConfig:
-        """Read off a text-to-image head's tensors; `source` is named in errors.
+        """Derive from the shapes of a text-to-image head's tensors; `source` is the file named in errors.
 
-        How many tokens it draws at once, no shape shows: the prompt tokenizer's queries do.
+        No shape gives the number of tokens per patch: the prompt tokenizer's query tokens do.
         """
         width, bits = read_dimensions(shapes, "input_proj.weight", 2, source)
         config = {
@@ -179,7 +185,7 @@ class HeadConfig:
         return cls.from_dict(config, source)
 
     def to_dict(self) -> dict[str, Any]:
-        """A text-to-image head's `vision_head_config.json`."""
+        """Return a text-to-image head's `vision_head_config.json`."""
         config = {
             "ch_target": self.bits,
             "ch_cond": self.cond_width,
@@ -194,17 +200,17 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model was trained for, and good settings. `trained_sizes` None: every size that the patch divides."""
+    """Recommended settings and trained sizes of a model. `trained_sizes` None: every multiple of the patch's side."""
 
     default_size: Size
     steps: int
     guidance: float
     trained_sizes: tuple[Size, ...] | None = None
-    schedule: str = "constant"  # of guidance, from the first patch to the last
+    schedule: str = "constant"  # of the guidance over the patches
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], source: str) -> Defaults:
-        """Read a folder's own `bitdance.json`; `source` is named in errors."""
+        """Read a model folder's `bitdance.json`; `source` is the file named in errors."""
         sizes = tuple(_size(s, source) for s in read_field(config, "trained_sizes", list, source))
         defaults = cls(
             default_size=_size(config.get("default_size"), source),
@@ -213,13 +219,15 @@ class Defaults:
             trained_sizes=sizes,
         )
         if defaults.default_size not in sizes:
-            raise BitDanceError(f"{source}: 'default_size' is not one of 'trained_sizes'")
+            raise BitDanceError(
+                f"{source}: 'default_size' must be one of 'trained_sizes', found {defaults.default_size}"
+            )
         return defaults
 
 
 @dataclass(frozen=True)
 class BitDanceConfig:
-    """A whole text-to-image model. `tokens_per_patch` tokens (a square number) are drawn at once."""
+    """A text-to-image model, which draws `tokens_per_patch` tokens (a square number) at once."""
 
     family: str
     backbone: BackboneConfig
@@ -274,20 +282,20 @@ BITDANCE_14B_16X = dataclasses.replace(
     tokens_per_patch=16,
     defaults=dataclasses.replace(BITDANCE_14B_64X.defaults, trained_sizes=SIZES_1024 + SIZES_512),
 )
-PUBLISHED = (BITDANCE_14B_64X, BITDANCE_14B_16X)
+PUBLISHED_CONFIGS = (BITDANCE_14B_64X, BITDANCE_14B_16X)
 
 
 def identify(
     backbone: BackboneConfig, head: HeadConfig, autoencoder: AutoencoderConfig, tokens_per_patch: int
 ) -> BitDanceConfig:
-    """Name a model by its shapes: a published one with its trained sizes, or "custom" with any size.
+    """Identify a model by its shapes: a published one with its trained sizes, or "custom" with any size.
 
-    The vocabulary is not compared: files pad it differently. Nor are numbers that no shape shows.
+    Ignores the vocabulary, which files pad differently, and numbers that no shape gives.
     """
-    other = {"vocab_size": 0, "rms_norm_eps": 0.0, "rope_theta": 0.0}
-    for known in PUBLISHED:
+    ignored = {"vocab_size": 0, "rms_norm_eps": 0.0, "rope_theta": 0.0}
+    for known in PUBLISHED_CONFIGS:
         if (
-            dataclasses.replace(backbone, **other) == dataclasses.replace(known.backbone, **other)
+            dataclasses.replace(backbone, **ignored) == dataclasses.replace(known.backbone, **ignored)
             and (head.bits, head.width, head.depth) == (known.head.bits, known.head.width, known.head.depth)
             and autoencoder == known.autoencoder
             and tokens_per_patch == known.tokens_per_patch
@@ -300,5 +308,5 @@ def identify(
 
 def _size(value: Any, source: str) -> Size:
     if not (isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)):
-        raise BitDanceError(f"{source}: a size is [height, width] in pixels, found {value!r}")
+        raise BitDanceError(f"{source}: a size must be [height, width] in pixels, found {value!r}")
     return value[0], value[1]

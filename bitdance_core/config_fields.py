@@ -1,4 +1,4 @@
-"""Values of configurations as they stand in JSON and in the shapes of tensors, each checked as it is read."""
+"""Read and check values of configurations, from JSON objects and from the shapes of tensors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import Any
 from .errors import BitDanceError
 
 Size = tuple[int, int]  # (height, width) in pixels
-Shapes = dict[str, tuple[int, ...]]  # of tensors, by their names in a file
+Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
 
-# what no model comes near: a damaged file must not make us build networks without end
+# far above every model: a damaged file must not make us build a huge network
 MAX_WIDTH, MAX_LAYERS = 2**20, 512
 
 
 def read_field(config: dict[str, Any], name: str, kind: type, source: str, most: int = MAX_WIDTH) -> Any:
-    """A required value of a JSON object, checked to be a `kind` (numbers: above 0, whole ones at most `most`)."""
+    """Return a required value of a JSON object. Raises BitDanceError unless it is of type `kind`, and numbers above 0.
+
+    Whole numbers may be at most `most`.
+    """
     if name not in config:
         raise BitDanceError(f"{source}: '{name}' is missing")
     value = config[name]
@@ -29,14 +32,16 @@ def read_field(config: dict[str, Any], name: str, kind: type, source: str, most:
 
 
 def read_dimensions(shapes: Shapes, name: str, count: int, source: str) -> tuple[int, ...]:
-    """A tensor's shape, checked to have `count` dimensions that a model could have."""
+    """Return the shape of a tensor. Raises BitDanceError unless it has `count` dimensions of plausible size."""
     shape = shapes.get(name)
     if shape is None or len(shape) != count or not all(1 <= n <= MAX_WIDTH for n in shape):
         found = "is missing" if shape is None else f"is {list(shape)}"
-        raise BitDanceError(f"{source}: {name} {found}; the model's configuration is read off its {count} dimensions")
+        raise BitDanceError(
+            f"{source}: {name} {found}; expected {count} dimensions, which give the model's configuration"
+        )
     return tuple(shape)
 
 
 def count_modules(shapes: Shapes, prefix: str) -> int:
-    """How many numbered modules there are behind a prefix."""
+    """Count the numbered modules after a prefix."""
     return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})

@@ -1,4 +1,4 @@
-"""A model from one layout and precision to another, tensor by tensor: never more of it in memory than two tensors."""
+"""Convert a model to another layout and precision, tensor by tensor, with at most two tensors in memory."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from .components import (
 from .errors import BitDanceError
 from .files import open_safetensors, read_text
 from .imagenet import ImageNetModel
-from .layout import NOTE, WEIGHTS, Layout, find_layout
+from .layout import HEADER_KEY, WEIGHTS, Layout, find_layout
 from .model import BitDance
 from .recode import recoded, text_tensor
 from .safetensors_writer import Planned, write_safetensors
 from .weights import check_tensors
 
-FORMATS = ("official", "comfy", "single")
+OUTPUT_LAYOUTS = ("official", "comfy", "single")
 PRECISIONS = {
     "keep": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8_e4m3fn": "F8_E4M3", "fp8_e5m2": "F8_E5M2",
 }  # fmt: skip
 SHARD_BYTES = 5 * 10**9
-# files of a prompt tokenizer that the official folder holds beside tokenizer.json
+# files of a prompt tokenizer that an official folder may have beside tokenizer.json
 TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
-PREFIXES = {  # of each part's tensors: in the official files, in single files, and in one file for all
+PREFIXES = {  # layout -> part -> prefix of the names of its tensors
     "official": {LANGUAGE_MODEL: "model.", PROJECTOR: "", HEAD: "net.", TOKENIZER: ""},
     "comfy": {LANGUAGE_MODEL: "model.", PROJECTOR: "projector.", HEAD: "diffusion_head.net.", TOKENIZER: "",
               CLASS_MODEL: ""},
@@ -66,13 +66,13 @@ class Output:
 
 @dataclass(frozen=True)
 class Model:
-    """What is converted: checked parts under their names in the published files, and what describes them."""
+    """A source to convert: its checked parts, with tensors named as in published files, and its configurations."""
 
     name: str
     parts: dict[str, Component]
     configs: dict[str, dict[str, Any]]
-    prompts: str | None = None  # a tokenizer.json
-    extras: dict[str, str] = field(default_factory=dict)  # more files of the prompt tokenizer, by name
+    prompts: str | None = None  # the text of a tokenizer.json
+    extras: dict[str, str] = field(default_factory=dict)  # name -> text of the other files of the prompt tokenizer
 
 
 def convert(
@@ -84,36 +84,34 @@ def convert(
     tokenizer: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Write a model, an ImageNet model or a binary tokenizer in another layout; the files that are it now.
+    """Write a model, an ImageNet model or a binary tokenizer in another layout; return the paths of the files.
 
-    `source`: what a pipeline loads. `destination`: for "official" a folder, for "comfy" a folder that gets
-    diffusion_models, text_encoders and vae (ComfyUI's `models`, say), for "single" a file or a folder. `dtype` is one
-    of PRECISIONS; the two fp8 ones quantize the layers' matrices in ComfyUI's scaled format and leave the rest at 16
-    bits.
-    `name` is for the new files; `tokenizer` is an ImageNet model's. `progress(bytes, bytes in all)` is told of each
-    step.
+    `source` is anything that a pipeline loads. `format` is one of OUTPUT_LAYOUTS and decides what `destination` is:
+    a folder for "official"; the parent of diffusion_models, text_encoders and vae (ComfyUI's `models`) for "comfy"; a
+    file or a folder for "single". `dtype` is one of PRECISIONS; the two fp8 types quantize the layers' weight matrices
+    to ComfyUI's scaled format and store the rest in 16 bits. `name` is the stem of the new files; `tokenizer` is the
+    file of an ImageNet model's binary tokenizer; `progress(bytes_done, bytes_total)` is called after each write.
 
-    A file gets its name only when it is whole and has been read back; files of the same conversion that are there
-    already are kept, so an interrupted one continues with the file that it stopped in. Raises BitDanceError before
-    anything is written where a part is missing or misshapen, a file of another origin is in the way, or the disk is
-    full; at the file in question where a weight is NaN.
+    A file is renamed to its final name after it has been written and read back. An interrupted conversion can be run
+    again: it skips the files that it has finished. Raises BitDanceError before writing anything if a part is missing
+    or misshapen, a file of another origin exists, or the disk is too small; and while writing if a weight is NaN.
     """
-    if format not in FORMATS:
-        raise BitDanceError(f"unknown format '{format}', have: {', '.join(FORMATS)}")
+    if format not in OUTPUT_LAYOUTS:
+        raise BitDanceError(f"unknown format '{format}', have: {', '.join(OUTPUT_LAYOUTS)}")
     if dtype not in PRECISIONS:
         raise BitDanceError(f"unknown dtype '{dtype}', have: {', '.join(PRECISIONS)}")
     found = locate(source)
     model = _read(found, Path(tokenizer) if tokenizer else None)
-    if dtype != "keep":  # the configurations say no longer what the weights are
+    if dtype != "keep":  # these entries would contradict the new weights
         for config in model.configs.values():
             config.pop("torch_dtype", None)
             config.pop("dtype", None)
     name = name or model.name
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise BitDanceError(f"'{name}' cannot name a file; use letters, digits, '.', '-' and '_'")
+        raise BitDanceError(f"name '{name}' is not a file name; use letters, digits, '.', '-' and '_'")
     outputs = _plan(model, Path(destination), format, PRECISIONS[dtype], name)
     _check_places(outputs, found)
-    note = _note(model, source, format, dtype)
+    note = _header_note(model, source, format, dtype)
     todo = [output for output in outputs if not _is_done(output, note)]
     _check_space(todo)
     total, done = sum(output.nbytes for output in todo), 0
@@ -129,18 +127,18 @@ def convert(
             output.path.parent.mkdir(parents=True, exist_ok=True)
             if output.text is not None:
                 partial = output.path.with_name(f".{output.path.name}.partial")
-                partial.write_bytes(output.text.encode())  # not as text: newlines stay as they are
+                partial.write_bytes(output.text.encode())  # as bytes: text mode would change newlines on Windows
                 partial.replace(output.path)
                 advance(output.nbytes)
         except OSError as error:
             raise BitDanceError(f"{output.path} cannot be written ({error.strerror or error})") from error
         if output.text is None:
-            write_safetensors(output.path, output.tensors, {"format": "pt", NOTE: note}, advance)
+            write_safetensors(output.path, output.tensors, {"format": "pt", HEADER_KEY: note}, advance)
     return [output.path for output in outputs]
 
 
 def _read(source: Path | tuple[Path, ...], tokenizer: Path | None) -> Model:
-    """Recognise and check a source as its pipeline would."""
+    """Recognise and check a source as its pipeline does."""
     layout = find_layout(source)
     if CLASS_MODEL in layout.parts:
         checkpoint = read_imagenet(source, tokenizer)
@@ -192,7 +190,7 @@ def _plan(model: Model, destination: Path, format: str, dtype: str | None, name:
     if format == "single":
         if destination.suffix.lower() in WEIGHTS and not destination.is_dir():
             if destination.suffix.lower() not in (".safetensors", ".sft"):
-                raise BitDanceError(f"'{destination}' is no name for a safetensors file; end it in .safetensors")
+                raise BitDanceError(f"destination '{destination}' must end in .safetensors")
         else:
             destination = destination / f"{name}.safetensors"
         return [Output(destination, planned(*model.parts) + prompts)]
@@ -206,7 +204,7 @@ def _plan(model: Model, destination: Path, format: str, dtype: str | None, name:
         ]  # fmt: skip
         return [output for output in outputs if output.tensors]
     if CLASS_MODEL in model.parts:
-        raise BitDanceError("an ImageNet model's official layout is the .pt file that it came in; use comfy or single")
+        raise BitDanceError("format 'official' is for text-to-image models; use comfy or single for an ImageNet model")
     texts = {CONFIG_FILES.get(part, "bitdance.json"): config for part, config in model.configs.items()}
     texts = {file: json.dumps(config, indent=2) + "\n" for file, config in texts.items()} | model.extras
     if model.prompts:
@@ -218,7 +216,7 @@ def _plan(model: Model, destination: Path, format: str, dtype: str | None, name:
     ] + _shards(destination, planned(LANGUAGE_MODEL))  # fmt: skip
     last = [Output(destination / "config.json", text=texts.pop("config.json"))] if "config.json" in texts else []
     outputs += [Output(destination / file, text=text) for file, text in texts.items()]
-    # last: a folder without it is no model yet
+    # config.json last: a folder without it is not recognised as a model
     return [output for output in outputs if output.tensors or output.text is not None] + last
 
 
@@ -226,7 +224,7 @@ def _shards(folder: Path, tensors: list[Planned]) -> list[Output]:
     shards: list[list[Planned]] = [[]]
     for tensor in tensors:
         layer = tensor.name.rpartition(".")[0]
-        # a weight and its scale stay together
+        # a weight and its scale go to the same shard
         goes_on = shards[-1] and shards[-1][-1].name.rpartition(".")[0] == layer
         if shards[-1] and not goes_on and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:
             shards.append([])
@@ -246,8 +244,8 @@ def _key(prefix: str, name: str) -> str:
     return name if name == "lm_head.weight" and prefix == "model." else prefix + name
 
 
-def _note(model: Model, source: Source, format: str, dtype: str) -> str:
-    """What a file's header says: where it comes from, which version of ours wrote it, and its configurations."""
+def _header_note(model: Model, source: Source, format: str, dtype: str) -> str:
+    """Return our entry in the new files' headers: source, version, a hash of the origin, and configurations."""
     files = sorted({file for component in model.parts.values() for file in component.files})
     stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     named = [source] if isinstance(source, str | Path) else locate(source)
@@ -264,18 +262,18 @@ def _note(model: Model, source: Source, format: str, dtype: str) -> str:
 
 
 def _check_places(outputs: list[Output], source: Path | tuple[Path, ...]) -> None:
-    """A folder that is one model stays one: nothing new is written among its weights."""
+    """Raise BitDanceError if an output would be written into the folder of the source model."""
     if isinstance(source, Path) and source.is_dir():
         inside = {source.resolve(), *(folder.resolve() for folder in source.iterdir() if folder.is_dir())}
         if taken := next((output for output in outputs if output.path.parent.resolve() in inside), None):
             raise BitDanceError(
-                f"{taken.path.parent} belongs to the folder that is read, which would then hold two models; write into "
-                "another one"
+                f"{taken.path.parent} is part of the source folder, which would then contain two models; "
+                "choose another destination"
             )
 
 
 def _is_done(output: Output, note: str) -> bool:
-    """Whether an earlier run of the same conversion left the file; BitDanceError for one of another origin."""
+    """Return whether an earlier run of the same conversion wrote the file; raise for a file of another origin."""
     if not output.path.exists():
         return False
     if output.text is not None:
@@ -283,12 +281,12 @@ def _is_done(output: Output, note: str) -> bool:
     else:
         try:
             with open_safetensors(output.path) as file:
-                same = (file.metadata() or {}).get(NOTE) == note
+                same = (file.metadata() or {}).get(HEADER_KEY) == note
         except BitDanceError:
             same = False
     if not same:
         raise BitDanceError(
-            f"{output.path} is there already and is not of this conversion; move it or choose another name"
+            f"{output.path} already exists and is not from this conversion; move it or choose another name"
         )
     return True
 
@@ -299,22 +297,22 @@ def _check_space(outputs: list[Output]) -> None:
     for output in outputs:
         folder = next(path for path in output.path.absolute().parents if path.exists())
         if not os.access(folder, os.W_OK) or not folder.is_dir():
-            raise BitDanceError(f"{output.path} cannot be written: {folder} is not a folder that you may write in")
+            raise BitDanceError(f"{output.path} cannot be written: {folder} is not a writable folder")
         disk = folder.stat().st_dev
         folders[disk] = folder
-        partial = output.path.with_name(f".{output.path.name}.partial")  # of a run that was killed: overwritten
+        partial = output.path.with_name(f".{output.path.name}.partial")  # left by a killed run, and overwritten
         needed[disk] = needed.get(disk, 0) + output.nbytes - (partial.stat().st_size if partial.exists() else 0)
     for disk, size in needed.items():
         folder = folders[disk]
         free = shutil.disk_usage(folder).free
         if size > free:
             raise BitDanceError(
-                f"{size / 1e9:.1f} GB are to be written, but the disk of {folder} has {free / 1e9:.1f} GB free"
+                f"the conversion needs {size / 1e9:.1f} GB, but the disk of {folder} has {free / 1e9:.1f} GB free"
             )
 
 
 def _stem(layout: Layout) -> str:
-    """A name for new files: the source's, of a set its head's, of a hub repository its own."""
+    """Return a name for the new files: the source's, the head's file for a set, or the hub repository's."""
     path = layout.path.absolute()
     if HEAD in layout.parts and layout.name.endswith("single files"):
         path = layout.parts[HEAD].files[0]
@@ -324,5 +322,5 @@ def _stem(layout: Layout) -> str:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """Without what diffusers writes into every configuration."""
+    """Remove the entries that diffusers adds to every configuration."""
     return {name: value for name, value in config.items() if name not in ("_class_name", "_diffusers_version")}

@@ -1,7 +1,7 @@
-"""`batch` on several GPUs or hosts, as a Ray job: each worker loads the model once and draws one prompt at a time.
+"""Run `batch` on several GPUs or hosts with Ray: each worker loads the model once and draws one prompt at a time.
 
-A worker writes pictures, into a folder that all hosts share; only the driver, the process that was started by hand,
-writes the manifest. The one module that needs Ray (`pip install "bitdance[distributed]"`).
+Workers write the pictures, to a folder that all hosts share; only the driver, the process that the user started, writes
+the manifest. This is the only module that needs Ray (`pip install "bitdance[distributed]"`).
 """
 
 from __future__ import annotations
@@ -18,39 +18,41 @@ from pathlib import Path
 
 import torch
 
-# before Ray is imported, which reads them: it reports on its use unless told not to, and warns of a change to come
+# before importing Ray, which reads them: no usage reports, and no warning about a future change of defaults
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray  # noqa: E402
 from ray.exceptions import RayActorError, RayError, RayTaskError  # noqa: E402
 
-from .batch import Outcome, Studio, draw, load  # noqa: E402
+from .batch import Outcome, RunSettings, draw_job, load  # noqa: E402
 from .batch_jobs import Job  # noqa: E402
 from .errors import BitDanceError  # noqa: E402
 
-TRIES = 3  # workers that may die over one prompt, or in a row while they load the model
+TRIES = 3  # deaths of workers allowed for one prompt, or in a row while loading the model
 STORE_BYTES = 100 * 2**20  # jobs and records are small; pictures go to files
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where workers run: `threads` of PyTorch each, None for what the environment says."""
+    """Draw on the workers of a Ray cluster, with `threads` of PyTorch each (None: the environment decides)."""
 
     workers: int
     device: str
     dtype: torch.dtype
     threads: int | None
 
-    def draw(self, jobs: Sequence[Job], studio: Studio) -> Iterator[tuple[Job, Outcome]]:
-        """Each job's outcome, as they come. A job whose worker dies goes to the end of the queue, and a new worker
-        takes the dead one's place.
+    def draw_jobs(self, jobs: Sequence[Job], settings: RunSettings) -> Iterator[tuple[Job, Outcome]]:
+        """Yield each job with its outcome, in order of completion.
+
+        If a worker dies, its job goes to the end of the queue and a new worker starts. Raises BitDanceError if workers
+        die while loading the model.
         """
         queue, deaths, failed_starts = deque(jobs), Counter(), 0
-        running = {}  # what Ray promised -> the worker it comes from, and its job, None while it loads
+        running = {}  # Ray's reference to a result -> (its worker, its job; None while loading)
 
         def start() -> None:
-            worker = Painter.options(num_gpus=1 if self.device == "cuda" else 0).remote(studio, self.threads)
+            worker = Painter.options(num_gpus=1 if self.device == "cuda" else 0).remote(settings, self.threads)
             running[worker.load.remote()] = worker, None
 
         for _ in range(min(self.workers, len(jobs))):
@@ -61,13 +63,15 @@ class Cluster:
             try:
                 outcome = ray.get(ready)
             except RayTaskError as error:
-                raise (error.cause or error) from error  # what ends a run without Ray, too
+                raise (error.cause or error) from error  # the same error as without Ray
             except RayActorError as error:
-                ray.kill(worker)  # it may only be out of reach
+                ray.kill(worker)  # it may be alive but unreachable
                 if job is None:
                     failed_starts += 1
                     if failed_starts == TRIES:
-                        raise BitDanceError(f"workers die while they load the model ({first_line(error)})") from error
+                        raise BitDanceError(
+                            f"{TRIES} workers died while loading the model ({first_line(error)})"
+                        ) from error
                 else:
                     deaths[job.row.id] += 1
                     if deaths[job.row.id] < TRIES:
@@ -77,57 +81,57 @@ class Cluster:
                 if len(running) < min(self.workers, len(queue)):
                     start()
                 continue
-            except RayError as error:  # the code could not be brought there, say
-                raise BitDanceError(f"a Ray worker cannot run ({first_line(error)})") from error
+            except RayError as error:  # for example, the code could not be copied to the host
+                raise BitDanceError(f"a Ray worker cannot start ({first_line(error)})") from error
             if job is None:
                 failed_starts = 0
             else:
                 yield job, outcome
             if queue:
                 job = queue.popleft()
-                promise = worker.draw.options(name=f"draw {job.row.id}").remote(job)  # the process's title, too
-                running[promise] = worker, job
+                result = worker.draw.options(name=f"draw {job.row.id}").remote(job)  # also the process's title
+                running[result] = worker, job
             else:
                 ray.kill(worker)
 
 
 @ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
 class Painter:
-    """A worker. It loads in a call of its own, so that a model's errors come back as they are."""
+    """A worker. Loading is a separate call, so that its errors reach the driver unchanged."""
 
-    def __init__(self, studio: Studio, threads: int | None) -> None:
-        self.studio = studio
+    def __init__(self, settings: RunSettings, threads: int | None) -> None:
+        self.settings = settings
         if threads is not None:
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
 
     def load(self) -> None:
-        self.pipe = load(self.studio)
+        self.pipe = load(self.settings)
 
     def draw(self, job: Job) -> Outcome:
-        return draw(self.pipe, job, self.studio)
+        return draw_job(self.pipe, job, self.settings)
 
 
 @contextmanager
 def connect(address: str, workers: int | None, device: str | None) -> Iterator[Cluster]:
-    """A running cluster by its address, "" for the one that RAY_ADDRESS names, or else a new one on this machine.
+    """Connect to the cluster at `address`; "" means RAY_ADDRESS, or else a new cluster on this machine.
 
-    Without a count of workers: one for each GPU, or one. Raises BitDanceError where there is no such cluster, or it is
+    `workers` None means one per GPU, or one without GPUs. Raises BitDanceError if the cluster cannot be reached or is
     too small.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     check_reachable(address)
-    settings = {}
+    options = {}
     if address == "local":
         cpus = max(os.cpu_count() or 1, workers or 1)
-        settings = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "num_cpus": cpus}
+        options = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "num_cpus": cpus}
     try:
         joined = ray.init(
             address,
-            # every worker runs the driver's code, wherever that lies
+            # copies the driver's code to every worker
             runtime_env={"py_modules": [str(Path(__file__).parent)]},
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **settings,
+            **options,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BitDanceError(f"no Ray cluster at '{address}' ({first_line(error)})") from error
@@ -138,18 +142,18 @@ def connect(address: str, workers: int | None, device: str | None) -> Iterator[C
         slots, kind = (gpus, "GPUs") if on_gpu else (cpus, "CPUs")
         workers = workers or (gpus if on_gpu else 1)
         if not 1 <= workers <= slots:
-            raise BitDanceError(f"--workers {max(workers, 1)} needs as many {kind}, and the cluster has {slots}")
+            raise BitDanceError(f"--workers {max(workers, 1)} needs as many {kind}; the cluster has {slots}")
         threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cpus // workers)
-        device = "cuda" if on_gpu else device or "cpu"  # Ray shows a worker its own GPU alone
+        device = "cuda" if on_gpu else device or "cpu"  # each worker sees only its own GPU
         yield Cluster(workers, device, torch.float32 if device == "cpu" else torch.bfloat16, threads)
     finally:
         ray.shutdown()
-        if address == "local":  # 11 MB of logs and code, which Ray leaves behind
+        if address == "local":  # Ray leaves 11 MB of logs and code
             shutil.rmtree(joined.address_info["session_dir"], ignore_errors=True)
 
 
 def check_reachable(address: str) -> None:
-    """Raise BitDanceError where nobody listens: Ray itself would try for minutes."""
+    """Raise BitDanceError if the address refuses connections: Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         try:

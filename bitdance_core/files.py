@@ -1,4 +1,4 @@
-"""Reading files that may be missing, truncated, broken or hostile: every failure names the file."""
+"""Read files that may be missing, truncated, damaged or hostile; every error names the file."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from torch import Tensor
 
 from .errors import BitDanceError, MissingFileError
 
-# several times what any model needs: reading more could fill the memory
+# several times the largest size that a model needs; a larger file could fill the memory
 MAX_JSON_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 16 * 2**20
 
-# safetensors' names of dtypes
-DTYPES = {
+# safetensors' name of a dtype -> the dtype
+SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
 if hasattr(torch, "float8_e8m0fnu"):  # PyTorch 2.7 and newer
-    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+    SAFETENSORS_DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, in UTF-8."""
+    """Read a UTF-8 text file. Raises BitDanceError for one that is missing, unreadable or larger than 64 MiB."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise BitDanceError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which is not read as text")
+            raise BitDanceError(f"{path} is too large for a text file (at most {MAX_JSON_BYTES >> 20} MiB)")
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is missing") from error
     except OSError as error:
         raise BitDanceError(f"{path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise BitDanceError(f"{path} is not text in UTF-8 ({error})") from error
+        raise BitDanceError(f"{path} is not UTF-8 text ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Read a JSON file that must contain an object. Raises BitDanceError for anything else."""
     text = read_text(path)
     try:
         data = json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, numbers or nesting without end
+    except (ValueError, RecursionError) as error:  # not JSON, or numbers or nesting too long for Python
         raise BitDanceError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(data, dict):
         raise BitDanceError(f"{path} must hold a JSON object, found a {type(data).__name__}")
@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TensorFile(Protocol):
-    """An open file whose tensors are read one by one: what safetensors offers, of both kinds of files."""
+    """An open file whose tensors are read one at a time: safetensors' interface, for both kinds of files."""
 
     def keys(self) -> list[str]: ...
     def metadata(self) -> dict[str, str] | None: ...
@@ -69,31 +69,34 @@ class TensorFile(Protocol):
 
 @contextmanager
 def open_tensors(path: Path, device: str = "cpu") -> Iterator[TensorFile]:
-    """An open .safetensors file (its tensors are read onto `device`) or a PyTorch file (mapped, on the CPU)."""
+    """Open a .safetensors file (reads tensors to `device`) or a PyTorch file (memory-mapped, on the CPU).
+
+    Raises BitDanceError for a file that is missing, damaged or contains code.
+    """
     with open_torch(path) if is_torch_file(path) else open_safetensors(path, device) as file:
         yield file
 
 
 def is_torch_file(path: Path) -> bool:
-    """By its content: a zip archive, or the magic number of PyTorch's older format."""
+    """Recognise a PyTorch file by its content: a zip archive, or the magic number of PyTorch's older format."""
     try:
         with path.open("rb") as file:
             return file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
     except OSError:
-        return False  # said by whoever opens it
+        return False  # opening the file raises the error
 
 
 @contextmanager
 def open_safetensors(path: Path, device: str = "cpu") -> Iterator[safe_open]:
-    """An open safetensors file whose tensors are read one by one onto `device`."""
+    """Open a safetensors file whose tensors are read one at a time to `device`."""
     if not path.is_file():
         raise MissingFileError(f"{path} is missing")
     try:
-        with path.open("rb") as raw:  # also for the reason why not, which safetensors does not tell
+        with path.open("rb") as raw:  # gives the reason of a failure, which safetensors' error lacks
             size = int.from_bytes(raw.read(8), "little")
         if MAX_HEADER_BYTES < size <= path.stat().st_size:
             raise BitDanceError(
-                f"{path} has a header of {size >> 20} MiB, which no model's is (at most {MAX_HEADER_BYTES >> 20} MiB)"
+                f"{path} has a header of {size >> 20} MiB, too large for a model (at most {MAX_HEADER_BYTES >> 20} MiB)"
             )
         with safe_open(path, framework="pt", device=device) as file:
             yield file
@@ -105,7 +108,7 @@ def open_safetensors(path: Path, device: str = "cpu") -> Iterator[safe_open]:
 
 @contextmanager
 def open_torch(path: Path) -> Iterator[TensorFile]:
-    """An open PyTorch file (.pt): of its `ema`, `state_dict` or `model` the tensors. Code in it is never run."""
+    """Open the tensors of a PyTorch file: those of its `ema`, `state_dict` or `model`, if present. Never runs code."""
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -115,12 +118,12 @@ def open_torch(path: Path) -> Iterator[TensorFile]:
             content = torch.load(path, map_location="cpu", weights_only=True)  # the older format
     except pickle.UnpicklingError as error:
         raise BitDanceError(
-            f"{path} holds more than tensors, which is not loaded, as it could run code; "
-            "use a file with weights alone, best a .safetensors"
+            f"{path} contains more than tensors and is not loaded, because it could run code; "
+            "use a file with weights only, best a .safetensors"
         ) from error
     except OSError as error:
         raise BitDanceError(f"{path} cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # whatever unpickling raises for a damaged file
+    except Exception as error:  # unpickling a damaged file raises many types
         raise BitDanceError(
             f"{path} is truncated or not a PyTorch file ({type(error).__name__}); download it again"
         ) from error
@@ -129,16 +132,17 @@ def open_torch(path: Path) -> Iterator[TensorFile]:
             content = content[name]
             break
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    strange = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
-    if not tensors or strange:
-        what = f"'{strange[0]}' in it is none" if strange else "has none"
-        raise BitDanceError(f"{path} should hold named tensors of weights, but {what}")
+    strange = next((name for name, tensor in tensors.items() if not _is_plain(tensor)), None)
+    if strange is not None:
+        raise BitDanceError(f"{path}: '{strange}' is not a plain tensor; expected a state dict")
+    if not tensors:
+        raise BitDanceError(f"{path} has no tensors; expected a state dict")
     yield _TorchFile(tensors)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Numbers that lie in the file one by one: a view may claim more of them than there are."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPE_NAMES:
+    """Return whether a tensor is dense, of a known dtype, and no larger than its storage, as a forged view may be."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in SAFETENSORS_NAMES:
         return False
     return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
@@ -168,7 +172,7 @@ class _Slice:
         return list(self.tensor.shape)
 
     def get_dtype(self) -> str:
-        return DTYPE_NAMES[self.tensor.dtype]
+        return SAFETENSORS_NAMES[self.tensor.dtype]
 
     def __getitem__(self, rows: slice) -> Tensor:
         return self.tensor.detach()[rows]

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, fetched only when a user names one."""
+"""Download models from the Hugging Face hub, only when a user names one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .layout import COMFY_FOLDERS, FOLDER_FILES
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"  # "../x" and "./x" are paths
 
-# patterns of what a model needs of its repository; without a leading *, so that other subfolders stay there
+# patterns of the files that a model needs; none begins with *, which would match other subfolders too
 OFFICIAL_FILES = (
     *FOLDER_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "bitdance.json",
 )  # fmt: skip
@@ -36,9 +36,9 @@ MODEL_FILES = (*OFFICIAL_FILES, *DIFFUSERS_FILES, *(f"{folder}/*.safetensors" fo
 
 @dataclass(frozen=True)
 class Published:
-    """A published model: patterns of the files to fetch for it, and about how much that is, in GB.
+    """A published model: its repository, patterns of the files to download, and their approximate size in GB.
 
-    `loads` is the one of the files that is the model; None: all of them together are.
+    `loads` is the file to load, or None to load the whole folder.
     """
 
     repository: str
@@ -47,7 +47,7 @@ class Published:
     loads: str | None = None
 
     def folder(self, name: str) -> str:
-        """The folder's name under which its files are kept: models of one repository share it."""
+        """Return the name of the folder for the files; single-file models of one repository share it."""
         return self.repository.partition("/")[2] if self.loads else name
 
 
@@ -61,7 +61,7 @@ def _tokenizer(name: str) -> Published:
     return Published("shallowdream204/BitDance-Tokenizer", files, 1.8, files[0])
 
 
-# sizes follow from the parameters in SPEC.md; `download_size` asks for the exact ones
+# approximate sizes, from the numbers of parameters; `remote_files` returns exact ones
 PUBLISHED_MODELS = {
     "BitDance-14B-64x": Published("shallowdream204/BitDance-14B-64x", OFFICIAL_FILES, 35),
     "BitDance-14B-16x": Published("shallowdream204/BitDance-14B-16x", OFFICIAL_FILES, 35),
@@ -77,20 +77,24 @@ PUBLISHED_MODELS = {
     "BitDance-H-1x": _imagenet("H_1x", 10),
 }
 PUBLISHED_TOKENIZERS = {name: _tokenizer(name) for name in ("ae_d16c32", "ae_d32c128", "ae_d32c256")}
-PUBLISHED = {**PUBLISHED_MODELS, **PUBLISHED_TOKENIZERS}
+DOWNLOADS = {**PUBLISHED_MODELS, **PUBLISHED_TOKENIZERS}
 
 
 def download(repo_id: str, files: Sequence[str], local_files_only: bool = False) -> Path:
-    """The folder of a hub repository in the hub's cache, with those of its files that match the patterns in `files`.
+    """Download a repository's files that match the patterns in `files` to the hub's cache; return the folder there.
 
-    Shows progress; after a download that broke off, the next call fetches the files that are not yet whole.
+    Shows progress. After an interruption the next call downloads the incomplete files. Raises MissingFileError if
+    the repository or the network cannot be reached.
     """
     with _named_errors(repo_id, local_files_only):
         return Path(snapshot_download(repo_id, allow_patterns=list(files), local_files_only=local_files_only))
 
 
 def remote_files(repo_id: str, files: Sequence[str]) -> dict[str, int]:
-    """A hub repository's files that match the patterns in `files`, with their sizes in bytes."""
+    """List a repository's files that match the patterns in `files`: name -> size in bytes.
+
+    Raises MissingFileError if none matches, or the hub cannot be reached.
+    """
     with _named_errors(repo_id):
         tree = list(HfApi().list_repo_tree(repo_id, recursive=True))
     found = {
@@ -99,15 +103,13 @@ def remote_files(repo_id: str, files: Sequence[str]) -> dict[str, int]:
         if hasattr(entry, "size") and any(fnmatch(entry.path, pattern) for pattern in files)  # folders have none
     }
     if not found:
-        raise MissingFileError(
-            f"the hub's repository '{repo_id}' holds none of the files that were looked for: {files}"
-        )
+        raise MissingFileError(f"the hub's repository '{repo_id}' has no file that matches {', '.join(files)}")
     return found
 
 
 def check_space(sizes: dict[str, int], folder: Path) -> None:
-    """Raise BitDanceError unless what is not yet in `folder` fits on its disk."""
-    # a download that broke off lies under .cache until it is whole
+    """Raise BitDanceError unless the files still missing in `folder` (`sizes`: name -> bytes) fit on its disk."""
+    # an interrupted download stays under .cache until it is complete
     begun = sum(path.stat().st_size for path in (folder / ".cache").rglob("*.incomplete"))
     here = {name for name, size in sizes.items() if (path := folder / name).is_file() and path.stat().st_size == size}
     needed = sum(size for name, size in sizes.items() if name not in here) - begun
@@ -120,22 +122,22 @@ def check_space(sizes: dict[str, int], folder: Path) -> None:
 
 
 def fetch(repo_id: str, names: Iterable[str], folder: Path) -> Path:
-    """Files of a hub repository into `folder`, which it returns; those that are there in their size stay.
+    """Download files of a repository to `folder` and return it; skip files already there in the right size.
 
-    Unlike the hub's own library, which begins a file anew, this continues one where it broke off, in an earlier process
-    too. Raises MissingFileError where it breaks off, BitDanceError for a file that is not what the hub says it is.
+    Unlike the hub's own library, which restarts an interrupted file, resume it, even one from an earlier process.
+    Raises MissingFileError if the download is interrupted, BitDanceError for a file with a wrong checksum.
     """
     with _named_errors(repo_id):
         commit = HfApi().model_info(repo_id, revision="main").sha
         for name in names:
             target = folder / name
             if not target.resolve().is_relative_to(folder.resolve()):
-                raise BitDanceError(f"'{name}' of '{repo_id}' lies outside of {folder}")
+                raise BitDanceError(f"'{name}' of '{repo_id}' is outside {folder}")
             url = hf_hub_url(repo_id, name, revision=commit)
             remote = get_hf_file_metadata(url)
             if target.is_file() and target.stat().st_size == remote.size:
                 continue
-            checksum = re.sub(r"\W", "", remote.etag)  # so that what is continued is of this very file
+            checksum = re.sub(r"\W", "", remote.etag)  # resume only a part of this version of the file
             part = folder / ".cache" / "bitdance" / f"{checksum}.incomplete"
             part.parent.mkdir(parents=True, exist_ok=True)
             with part.open("ab") as file:
@@ -148,7 +150,7 @@ def fetch(repo_id: str, names: Iterable[str], folder: Path) -> Path:
 
 
 def _check_content(part: Path, etag: str, name: str) -> None:
-    """Large files are known by their SHA-256."""
+    """Compare a file with its SHA-256, which is the etag of large files only; remove it and raise if they differ."""
     if not re.fullmatch(r"[0-9a-f]{64}", etag):
         return
     with part.open("rb") as file:
@@ -159,7 +161,7 @@ def _check_content(part: Path, etag: str, name: str) -> None:
 
 
 def main() -> int:
-    """`REPOSITORY FOLDER FILE …`: fetch; what went wrong goes to stdout, in a line."""
+    """Run `fetch` for the arguments `REPOSITORY FOLDER FILE …`; print an error as one line to stdout and return 1."""
     repo_id, folder, *names = sys.argv[1:]
     try:
         fetch(repo_id, names, Path(folder))
@@ -171,21 +173,21 @@ def main() -> int:
 
 @contextmanager
 def _named_errors(repo_id: str, local_files_only: bool = False) -> Iterator[None]:
-    """Whatever the hub's library raises, as MissingFileError that says what to do."""
+    """Convert the errors of the hub's library to MissingFileError with a remedy."""
     try:
         yield
     except BitDanceError:
         raise
     except (RepositoryNotFoundError, HFValidationError) as error:
         reason = "the hub has no such public repository"
-        raise MissingFileError(f"'{repo_id}' is no folder here, and {reason}") from error
+        raise MissingFileError(f"'{repo_id}' is not a local folder, and {reason}") from error
     except LocalEntryNotFoundError as error:
         reason = "it is not in the hub cache" if local_files_only else "the hub cannot be reached"
-        raise MissingFileError(f"'{repo_id}' is no folder here, and {reason}") from error
-    except Exception as error:  # whatever the library's HTTP client raises: it has changed from version to version
+        raise MissingFileError(f"'{repo_id}' is not a local folder, and {reason}") from error
+    except Exception as error:  # the errors of the library's HTTP client change from version to version
         kind = type(error).__name__
         if "Connect" in kind or "Offline" in kind:
-            raise MissingFileError(f"'{repo_id}' is no folder here, and the hub cannot be reached") from error
+            raise MissingFileError(f"'{repo_id}' is not a local folder, and the hub cannot be reached") from error
         reason = str(error).partition("\n")[0]
-        message = f"downloading '{repo_id}' broke off ({kind}: {reason}); the next try continues it"
+        message = f"downloading '{repo_id}' broke off ({kind}: {reason}); try again to resume it"
         raise MissingFileError(message) from error

@@ -1,4 +1,4 @@
-"""What a class-conditional model is made of, read off its tensors, and the five published ones (SPEC.md section 7)."""
+"""Configurations of class-conditional models: read from the shapes of their tensors, and the five published ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HEAD_DIM = 64  # of every attention head
 
 @dataclass(frozen=True)
 class ImageNetConfig:
-    """A class-conditional model: a transformer over class tokens, queries and patches, and its head.
+    """A class-conditional model: a transformer over class tokens, queries and patches, and its diffusion head.
 
-    It draws one size, a square of `grid_side` tokens. Attention heads are 64 wide throughout.
+    It draws one size, a square of `grid_side` tokens. Attention heads have 64 features in both networks.
     """
 
     family: str
@@ -40,7 +40,7 @@ class ImageNetConfig:
 
     @property
     def num_kv_heads(self) -> int:
-        """As many as there are heads: a KV cache asks."""
+        """Key/value heads, for a KV cache: one per query head."""
         return self.num_heads
 
     @property
@@ -59,9 +59,9 @@ class ImageNetConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, downscale: int, source: str) -> ImageNetConfig:
-        """Read off the tensors of a published file, by their names there; `source` is named in errors.
+        """Derive from the shapes in a published file, by its names; `source` is the file named in errors.
 
-        `downscale` is the binary tokenizer's.
+        `downscale` is the binary tokenizer's, in pixels per token. Raises BitDanceError for shapes of no such model.
         """
         (width,) = read_dimensions(shapes, "norm.weight", 1, source)
         classes, class_width = read_dimensions(shapes, "cls_embedding.weight", 2, source)
@@ -76,17 +76,17 @@ class ImageNetConfig:
         wrong = {
             f"a width of {width}, not a multiple of {HEAD_DIM}": width % HEAD_DIM,
             f"class tokens of {class_width} features, not a multiple of {width}": class_width % width,
-            f"{classes} rows of classes; the last is for none": classes < 2,
+            f"{classes} rows of classes, fewer than 2 (the last is the null class)": classes < 2,
             f"{layers} layers": layers > MAX_LAYERS,
-            f"odd widths {hidden} of packed pairs": any(n % 2 for n in hidden),
+            f"hidden widths {hidden}, not even": any(n % 2 for n in hidden),
             f"a grid of {tokens} tokens, not a square": side**2 != tokens,
             f"patches of {patch} tokens, not squares": math.isqrt(patch) ** 2 != patch,
-            f"a grid of {side} tokens a side, not a multiple of a patch's": side % math.isqrt(patch),
-            f"a head for {head.cond_width} features": head.cond_width != width,
+            f"a grid side of {side} tokens, not a multiple of a patch's": side % math.isqrt(patch),
+            f"a head for {head.cond_width} features, not {width}": head.cond_width != width,
         }
         if any(wrong.values()):
-            found = "; ".join(what for what, is_so in wrong.items() if is_so)
-            raise BitDanceError(f"{source} is no class-conditional model: it has {found}")
+            found = "; ".join(problem for problem, is_so in wrong.items() if is_so)
+            raise BitDanceError(f"{source} is not a class-conditional model: it has {found}")
         size = side * downscale, side * downscale
         config = cls(
             family="imagenet-custom",
@@ -116,8 +116,8 @@ def _imagenet_head(shapes: Shapes, tokens_per_patch: int, source: str) -> HeadCo
     attends = prefix + "res_blocks.0.attn.wqkv.weight" in shapes
     if not 1 <= modulations <= depth <= MAX_LAYERS or depth % modulations or (attends and width % HEAD_DIM):
         raise BitDanceError(
-            f"{source}: a head of {depth} blocks, {modulations} adaLN layers and width {width} cannot be: each layer "
-            f"serves as many blocks, and attention heads are {HEAD_DIM} wide"
+            f"{source}: the head has {depth} blocks, {modulations} adaLN layers and width {width}; expected the same "
+            f"number of blocks for each layer, and a width that is a multiple of {HEAD_DIM}"
         )
     return HeadConfig(
         bits=bits,

@@ -1,4 +1,4 @@
-"""What a path is, in a few lines: family, sizes, dtypes, parameters. Reads headers only."""
+"""Describe a model in a few lines: family, sizes, dtypes, parameters. Reads headers only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 
 
 def describe(source: Path | tuple[Path, ...]) -> str:
-    """A report on a model or a binary tokenizer. Raises BitDanceError where loading would."""
+    """Return a report on a model or a binary tokenizer. Raises BitDanceError if the model would not load."""
     if isinstance(source, Path) and source.is_dir() and not (source / "config.json").is_file():
         if (source / "ae.safetensors").is_file():
             return _describe_tokenizer(source)
@@ -71,8 +71,8 @@ def _describe_model(source: Path | tuple[Path, ...]) -> str:
 def _describe_imagenet(path: Path | tuple[Path, ...]) -> str:
     try:
         checkpoint = read_imagenet(path)
-    except MissingFileError as error:  # its tokenizer; the model itself is worth a report without
-        raise MissingFileError(f"{error}; `info` reads it beside the model") from error
+    except MissingFileError as error:  # the binary tokenizer of the model
+        raise MissingFileError(f"{error}; `info` looks for it beside the model only") from error
     config = checkpoint.config
     tensors = check_tensors(ImageNetModel(config, device="meta"), checkpoint.backbone, can_run=lambda _: True)
     check_tensors(BinaryAutoencoder(checkpoint.autoencoder_config, device="meta"), checkpoint.autoencoder)
@@ -119,9 +119,9 @@ def _weights_line(component: Component) -> str:
         f"{info.quantization.format} (quantized)" if info.quantization else DTYPE_NAMES.get(info.dtype, info.dtype)
         for info in component.tensors.values()
     )
-    kept = ", ".join(kind for kind, _ in kinds.most_common())
+    dtypes = ", ".join(kind for kind, _ in kinds.most_common())
     size = sum(file.stat().st_size for file in component.files) / 2**20
-    return f"{_count(component.tensors):,} parameters, {kept}, {size:,.1f} MiB"
+    return f"{_count(component.tensors):,} parameters, {dtypes}, {size:,.1f} MiB"
 
 
 def _count(tensors: dict[str, TensorInfo]) -> int:

@@ -1,4 +1,4 @@
-"""Where the parts of a model lie: the official folder, the diffusers folder, single files (SPEC.md section 2)."""
+"""Find the parts of a model in the layouts in use: official folder, diffusers folder, single files."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ FOLDER_FILES = (
     "config.json", "vision_head_config.json", "vision_head.safetensors", "projector.safetensors",
     *TOKENIZER_FILES, "tokenizer.json",
 )  # fmt: skip
-# ComfyUI's folders for single files, and what each holds
+# ComfyUI's folders for single files -> the part in each
 COMFY_FOLDERS = {"diffusion_models": HEAD, "text_encoders": LANGUAGE_MODEL, "vae": TOKENIZER}
 _DIFFUSERS = {LANGUAGE_MODEL: "text_encoder", PROJECTOR: "projector", HEAD: "diffusion_head", TOKENIZER: "autoencoder"}
-NOTE = "bitdance"  # our converter's own key in a file's header
+HEADER_KEY = "bitdance"  # our converter's entry in a file's header
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A model on disk, unchecked: its parts by name, its configurations as far as there are files of them.
+    """The parts and configuration files found on disk, not yet validated.
 
-    `configs` maps a part's name, or "own" for `bitdance.json`, to what is said of it and where.
+    `configs` maps the name of a part, or "own" for `bitdance.json`, to (its configuration, the file for errors).
     """
 
     name: str
@@ -49,12 +49,15 @@ class Layout:
     prompts: Path | None = None
 
     def read_prompts(self) -> tuple[dict[str, Any], str] | None:
-        """The tokenizer.json of the model and where it stands: a file, or a tensor of bytes in a file of weights."""
+        """Read the model's tokenizer.json from its file, or from a tensor of bytes beside the weights; None if absent.
+
+        Returns (content, path for errors). Raises BitDanceError for a damaged one.
+        """
         if PROMPTS in self.parts:
             info = self.parts[PROMPTS].tensors[PROMPTS_KEY]
             if info.dtype != "U8" or len(info.shape) != 1 or info.shape[0] > MAX_JSON_BYTES:
                 raise BitDanceError(
-                    f"{info.file}: {info.key} is {list(info.shape)} of {info.dtype}, not a text's bytes"
+                    f"{info.file}: {info.key} is {list(info.shape)} of {info.dtype}, expected a text's bytes (U8)"
                 )
             with open_tensors(info.file) as file:
                 text = file.get_tensor(info.key).numpy().tobytes()
@@ -63,7 +66,7 @@ class Layout:
 
 
 def find_layout(source: Path | Sequence[Path]) -> Layout:
-    """What a folder, a file or a set of files holds. Raises BitDanceError for what is damaged or no model's."""
+    """Find the parts in a folder, a file or a set of files. Raises BitDanceError for a damaged or foreign file."""
     if not isinstance(source, Path):
         return _file_set(tuple(source))
     if not source.exists():
@@ -79,7 +82,7 @@ def find_layout(source: Path | Sequence[Path]) -> Layout:
 
 
 def files_of_set(folder: Path) -> tuple[Path, ...]:
-    """Weights in ComfyUI's subfolders of a folder, or in the folder itself."""
+    """List the weight files in ComfyUI's subfolders of `folder`, or in `folder` itself if it has none of them."""
     folders = [sub for name in COMFY_FOLDERS if (sub := folder / name).is_dir()] or [folder]
     return tuple(
         file for sub in folders for file in sorted(sub.iterdir()) if file.suffix.lower() in WEIGHTS and file.is_file()
@@ -87,7 +90,7 @@ def files_of_set(folder: Path) -> tuple[Path, ...]:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """What an official or a diffusers folder lacks. Raises BitDanceError for an index of shards that cannot be read."""
+    """List what is missing in an official or diffusers folder. Raises BitDanceError for an unreadable shard index."""
     if (folder / "model_index.json").is_file():
         wanted = [f"{sub}/config.json" for sub in _DIFFUSERS.values()] + ["tokenizer/tokenizer.json"]
         missing = [name for name in wanted if not (folder / name).is_file()]
@@ -100,7 +103,7 @@ def missing_files(folder: Path) -> list[str]:
 
 def _official_folder(folder: Path) -> Layout:
     if missing := missing_files(folder):
-        raise MissingFileError(f"{folder} is not a complete BitDance folder, it lacks: {', '.join(missing)}")
+        raise MissingFileError(f"{folder} is not a complete BitDance folder; missing: {', '.join(missing)}")
     files = {
         LANGUAGE_MODEL: _weights(folder, "model"),
         PROJECTOR: (folder / "projector.safetensors",),
@@ -115,7 +118,7 @@ def _official_folder(folder: Path) -> Layout:
 
 def _diffusers_folder(folder: Path) -> Layout:
     if missing := missing_files(folder):
-        raise MissingFileError(f"{folder} is not a complete diffusers folder, it lacks: {', '.join(missing)}")
+        raise MissingFileError(f"{folder} is not a complete diffusers folder; missing: {', '.join(missing)}")
     files = {
         part: _weights(folder / sub, "model" if part == LANGUAGE_MODEL else "diffusion_pytorch_model")
         for part, sub in _DIFFUSERS.items()
@@ -133,31 +136,31 @@ def _folder(
 
 
 def _file_set(files: tuple[Path, ...], folder: Path | None = None) -> Layout:
-    """Files of weights, and perhaps a tokenizer.json among them, or the folder that it lies in.
+    """Read a set of weight files, with a tokenizer.json or the folder that contains it optionally among them.
 
-    Configurations are those that the files carry.
+    Configurations come from the headers of the files.
     """
     files = tuple(inner if (inner := file / "tokenizer.json").is_file() else file for file in files)
     for file in files:
         if not file.is_file():
-            raise MissingFileError(f"{file} is {'a folder, not a file' if file.is_dir() else 'missing'}")
+            raise MissingFileError(f"{file} is {'a folder, expected a file' if file.is_dir() else 'missing'}")
     prompts = [file for file in files if file.suffix.lower() == ".json"]
     weights = [file for file in files if file not in prompts]
     if not weights or len(prompts) > 1:
         raise BitDanceError(
-            f"a BitDance model is a folder with {', '.join(FOLDER_FILES[:3])}, …, or files of weights and at most one "
+            f"a BitDance model is a folder with {', '.join(FOLDER_FILES[:3])}, …, or weight files and at most one "
             f"tokenizer.json; found {', '.join(map(str, files)) or 'nothing'}"
         )
-    parts, notes = read_components(weights)
+    parts, metadata = read_components(weights)
     if not prompts:
         folders = [file.parent for file in weights] + ([folder] if folder else [])
         prompts = [path for at in dict.fromkeys(folders) if (path := at / "tokenizer.json").is_file()][:1]
     configs = {}
-    for file, note in notes.items():
-        # of its own parts alone: files that were converted apart may have come together
+    for file, header in metadata.items():
+        # only the parts in this file: the files may come from separate conversions
         own = {part for part in parts if file in parts[part].files}
         own |= {"own"} if own & {HEAD, LANGUAGE_MODEL} else set()
-        configs |= {part: config for part, config in _noted(note, file).items() if part in own}
+        configs |= {part: config for part, config in _header_configs(header, file).items() if part in own}
     if TOKENIZER in parts:
         file = parts[TOKENIZER].files[0]
         beside = file.with_name(f"{file.stem}_config.json")
@@ -168,19 +171,19 @@ def _file_set(files: tuple[Path, ...], folder: Path | None = None) -> Layout:
     return Layout(name, path, parts, configs, prompts[0] if prompts else None)
 
 
-def _noted(notes: dict[str, str], where: Path) -> dict[str, tuple[dict[str, Any], str]]:
-    """Configurations that our converter left in a header."""
-    if NOTE not in notes:
+def _header_configs(header: dict[str, str], where: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """Read the configurations that our converter wrote into a file's header."""
+    if HEADER_KEY not in header:
         return {}
-    data = _json_object(notes[NOTE].encode(), f"{where}: its header")
+    data = _json_object(header[HEADER_KEY].encode(), f"{where}: its header")
     configs = data.get("configs", {})
     if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()):
-        raise BitDanceError(f"{where}: the configurations in its header are not JSON objects")
+        raise BitDanceError(f"{where}: 'configs' in its header must map names of parts to JSON objects")
     return {part: (config, f"{where} (header)") for part, config in configs.items()}
 
 
-def need(layout: Layout, parts: Sequence[str], kind: str) -> None:
-    """Raise BitDanceError, with what was found and what is missing, unless a layout has these parts and no other."""
+def check_parts(layout: Layout, parts: Sequence[str], kind: str) -> None:
+    """Raise MissingFileError, which lists the found and the missing parts, unless a layout has exactly these parts."""
     found = [part for part in layout.parts if part != PROMPTS]
     missing = [part for part in parts if part not in found]
     strange = [part for part in found if part not in parts]
@@ -192,7 +195,7 @@ def need(layout: Layout, parts: Sequence[str], kind: str) -> None:
     elif CLASS_MODEL in missing and LANGUAGE_MODEL in strange:
         hint = " — a text-to-image model: use BitDancePipeline"
     else:
-        hint = f"; missing: {', '.join(missing)}" if missing else f"; not of it: {', '.join(strange)}"
+        hint = f"; missing: {', '.join(missing)}" if missing else f"; unexpected: {', '.join(strange)}"
     raise MissingFileError(f"{layout.path} is no complete {kind}: found {files or 'no weights'}{hint}")
 
 
@@ -213,11 +216,11 @@ def _weights(folder: Path, stem: str) -> tuple[Path, ...]:
 def _shards(index: Path) -> tuple[Path, ...]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
-        raise BitDanceError(f"{index}: 'weight_map' must map tensor names to files")
+        raise BitDanceError(f"{index}: 'weight_map' must map names of tensors to names of files")
     files = tuple(index.parent / name for name in sorted(set(names.values())))
     for file in files:
         if file.parent != index.parent or file.name in ("", "..", "."):
-            raise BitDanceError(f"{index}: shard '{file}' lies outside the model's folder")
+            raise BitDanceError(f"{index}: shard '{file}' is outside the model's folder")
     return files
 
 

@@ -1,4 +1,4 @@
-"""From a prompt to token ids: chat template, image opening, and prompts that cannot forge control tokens."""
+"""Convert prompts to token ids: chat template, image opening, and no control tokens from the prompt's text."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from .files import read_json
 class PromptTokenizer:
     """A Hugging Face `tokenizer.json` with BitDance's special tokens.
 
-    Control tokens are placed by id and all text is encoded without them, so that "<|im_end|>" in a prompt stays the
-    user's words.
+    Control tokens are inserted by id, and text is encoded without them: "<|im_end|>" in a prompt is encoded as ordinary
+    text.
     """
 
     def __init__(self, data: dict[str, Any], source: str) -> None:
-        """`data` is the parsed tokenizer.json; `source` is named in errors."""
+        """Read a parsed tokenizer.json; `source` is the file named in errors.
+
+        Raises BitDanceError if it is malformed or lacks BitDance's tokens.
+        """
         try:
             self._special = {str(token["content"]): token["id"] for token in data["added_tokens"]}
-            # no added tokens, and nothing that would cut a prompt or fill it up
+            # no added tokens, no truncation, no padding
             plain = {**data, "added_tokens": [], "truncation": None, "padding": None}
             self._text = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the tokenizers library raises bare Exception for any malformed file
@@ -34,7 +37,7 @@ class PromptTokenizer:
             raise BitDanceError(f"{source}: not a tokenizer file (the ids of its added tokens must be whole numbers)")
         missing = [t for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>") if t not in self._special]
         if missing:
-            raise BitDanceError(f"{source}: not a BitDance tokenizer, it lacks {', '.join(missing)}")
+            raise BitDanceError(f"{source}: not a BitDance tokenizer; missing tokens: {', '.join(missing)}")
         self.source = source
 
     @classmethod
@@ -43,7 +46,7 @@ class PromptTokenizer:
 
     @property
     def num_queries(self) -> int:
-        """How many `<|query_i|>` tokens there are: one less than the tokens of a patch."""
+        """The number of `<|query_i|>` tokens: one less than the tokens of a patch."""
         count = 0
         while f"<|query_{count + 1}|>" in self._special:
             count += 1
@@ -54,7 +57,7 @@ class PromptTokenizer:
         return max(*self._special.values(), *self._text.get_vocab(with_added_tokens=False).values())
 
     def conditional(self, prompt: str) -> list[int]:
-        """The chat template around a prompt (a negative prompt takes the same)."""
+        """Return the ids of a prompt, or a negative prompt, in the chat template."""
         start, end = self._special["<|im_start|>"], self._special["<|im_end|>"]
         return [
             start,
@@ -66,47 +69,50 @@ class PromptTokenizer:
         ]
 
     def unconditional(self) -> list[int]:
-        """The template without a prompt, for the guidance branch."""
+        """Return the ids of the template without a prompt, for the unconditional branch."""
         return [self._special["<|im_start|>"], *self._encode("assistant\n")]
 
     def is_own(self, ids: Sequence[int]) -> bool:
-        """Whether token ids can come from this tokenizer: its chat opening, and no id beyond its last."""
+        """Return whether token ids can be from this tokenizer: they begin with <|im_start|> and are in its range."""
         return bool(ids) and ids[0] == self._special["<|im_start|>"] and max(ids) <= self.max_id
 
     def has_side(self, tokens: int) -> bool:
-        """Whether a grid side of `tokens` tokens has its `<|res_k|>` token."""
+        """Return whether there is a `<|res_k|>` token for a grid side of `tokens` tokens."""
         return f"<|res_{tokens}|>" in self._special
 
     def opening(self, height: int, width: int, tokens_per_patch: int) -> list[int]:
-        """What opens an image of height x width tokens: vision start, both sides, the P - 1 queries."""
+        """Return the ids that open an image of height x width tokens: vision start, both sides, P - 1 queries.
+
+        Raises BitDanceError if one of the tokens is missing.
+        """
         names = ["<|vision_start|>", f"<|res_{height}|>", f"<|res_{width}|>"]
         names += [f"<|query_{i}|>" for i in range(1, tokens_per_patch)]
         missing = [name for name in names if name not in self._special]
         if missing:
-            raise BitDanceError(f"{self.source}: the tokenizer lacks {missing[0]}")
+            raise BitDanceError(f"{self.source}: the tokenizer has no token {missing[0]}")
         return [self._special[name] for name in names]
 
     def _encode(self, text: str) -> list[int]:
         try:
             return self._text.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the tokenizers library raises TypeError and bare Exception
-            raise BitDanceError(f"this prompt cannot be tokenized ({error}): {text!r}") from error
+            raise BitDanceError(f"the prompt cannot be tokenized ({error}): {text!r}") from error
 
 
-# Qwen's words: how it cuts text before its byte-level BPE
+# Qwen's regular expression that splits text into words before the byte-level BPE
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_SPECIAL = {"<|im_start|>": 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652}
-QWEN_TOKENS = 151669  # words and special tokens; BitDance's own follow
+QWEN_TOKENS = 151669  # words and special tokens; BitDance's tokens follow
 RES_TOKENS = 256
 
 
 def published_tokenizer(vocab: Path, merges: Path, rows: int) -> dict[str, Any] | None:
-    """The tokenizer.json of a published model, made of Qwen's own vocabulary files.
+    """Build the tokenizer.json of a published model from Qwen's vocabulary files; None if `rows` fits no such model.
 
-    BitDance appends `<|res_1|>` … `<|res_256|>` and its queries to Qwen3's tokens, so the `rows` of a language model's
-    embedding table tell how many queries there are. None where they are not a published model's.
+    BitDance appends `<|res_1|>` … `<|res_256|>` and its query tokens to Qwen3's tokens, so `rows`, the size of the
+    language model's embedding table, gives the number of queries.
     """
     queries = rows - QWEN_TOKENS - RES_TOKENS
     if queries + 1 not in (16, 64):

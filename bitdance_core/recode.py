@@ -1,5 +1,6 @@
-"""One tensor on its way to a new file: the same, another type, or quantized in ComfyUI's scaled format; some rows at a
-time, so that a model is never in memory.
+"""Recode one tensor for a new file: keep it, change its dtype, or quantize it to ComfyUI's scaled format.
+
+Reads a few rows at a time, so that not even a whole tensor is in memory.
 """
 
 from __future__ import annotations
@@ -12,34 +13,36 @@ from torch import Tensor
 
 from .components import TensorInfo
 from .errors import BitDanceError
-from .files import DTYPES, open_tensors
+from .files import SAFETENSORS_DTYPES, open_tensors
 from .safetensors_writer import Planned
 from .weights import LAYERS, check_finite, is_scaled, read_scale, scaled
 
-QUANTIZED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # ComfyUI's names
-CHUNK_VALUES = 2**22  # of a tensor at once
+FLOAT8_FORMATS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # dtype -> ComfyUI's name of the format
+CHUNK_VALUES = 2**22  # values of a tensor to read at once
 
 
 def recoded(key: str, info: TensorInfo, dtype: str | None) -> list[Planned]:
-    """What a tensor becomes: itself in another type, or a quantized weight and what stands beside it."""
+    """Return the tensors to write for one tensor: itself in `dtype` (None: unchanged), or a quantized weight, its scale
+    and its comfy_quant. Raises BitDanceError for a quantized format that cannot be converted.
+    """
     base, quantization = key.removesuffix("weight"), info.quantization
-    if quantization and (dtype is None or QUANTIZED.get(dtype) == quantization.format):
+    if quantization and (dtype is None or FLOAT8_FORMATS.get(dtype) == quantization.format):
         return _kept(key, info)
     if quantization and not is_scaled(quantization):
         raise BitDanceError(
-            f"{info.file}: {info.key} is {quantization.format}; such files can only be kept as they are"
+            f"{info.file}: {info.key} is {quantization.format}, which cannot be converted; use dtype keep"
         )
     wide = info.dtype if dtype is None else dtype
-    if dtype in QUANTIZED:
+    if dtype in FLOAT8_FORMATS:
         if len(info.shape) == 2 and LAYERS.fullmatch(key):
             return _quantized(base, info, dtype)
         wide = info.dtype if info.dtype in ("BF16", "F16") else "BF16"
-    return [Planned(key, wide, info.shape, lambda: _values(info, DTYPES[wide]))]
+    return [Planned(key, wide, info.shape, lambda: _values(info, SAFETENSORS_DTYPES[wide]))]
 
 
 def _kept(base: str, info: TensorInfo) -> list[Planned]:
     quantization = info.quantization
-    if len(info.shape) != 2 or not info.key.endswith(".weight"):  # no layer of ComfyUI's; ours multiplies it out
+    if len(info.shape) != 2 or not info.key.endswith(".weight"):  # not a ComfyUI layer: our loader dequantizes it
         beside = [(base + "_scale", scale) for scale in quantization.beside.values()]
         return [
             Planned(name, part.dtype, part.shape, lambda part=part: _values(part, None))
@@ -51,14 +54,14 @@ def _kept(base: str, info: TensorInfo) -> list[Planned]:
     beside = dict(quantization.beside)
     planned = [Planned(base + "weight", info.dtype, stored, lambda: _values(info, None))]
     settings = {"format": quantization.format, **quantization.settings}
-    if quantization.format in QUANTIZED.values():
+    if quantization.format in FLOAT8_FORMATS.values():
         scale = beside.pop("weight_scale", None)
         if scale is None:
             planned.append(Planned(base + "weight_scale", "F32", (), lambda: iter([torch.ones(())])))
         elif all(n == 1 for n in scale.shape):
             flat = lambda: (x.float().reshape(()) for x in _values(scale, None))  # noqa: E731
             planned.append(Planned(base + "weight_scale", "F32", (), flat))
-        else:  # ComfyUI's own fp8 layers know one scale alone; ours read this
+        else:  # only our loader reads one scale per row; ComfyUI's fp8 layers take a single one
             planned.append(Planned(base + "weight_scale", scale.dtype, scale.shape, lambda: _values(scale, None)))
             settings = None
     for name, extra in beside.items():
@@ -67,22 +70,22 @@ def _kept(base: str, info: TensorInfo) -> list[Planned]:
 
 
 def _quantized(base: str, info: TensorInfo, dtype: str) -> list[Planned]:
-    """w = q * scale, scale = the largest |w| over the largest number of the type."""
-    kind = DTYPES[dtype]
-    most = torch.finfo(kind).max
+    """Quantize a weight: scale = max |weight| / largest number of the dtype, stored = weight / scale."""
+    float8 = SAFETENSORS_DTYPES[dtype]
+    most = torch.finfo(float8).max
     scale = torch.ones(())
 
     def values() -> Iterator[Tensor]:
         largest = max((chunk.abs().amax().item() for chunk in _values(info, torch.float32)), default=0.0)
         scale.fill_(largest / most or 1.0)
         for chunk in _values(info, torch.float32):
-            yield (chunk / scale).clamp_(-most, most).to(kind)
+            yield (chunk / scale).clamp_(-most, most).to(float8)
 
-    note = json.dumps({"format": QUANTIZED[dtype]}).encode()
+    settings = json.dumps({"format": FLOAT8_FORMATS[dtype]}).encode()
     return [
         Planned(base + "weight", dtype, info.shape, values),
-        Planned(base + "weight_scale", "F32", (), lambda: iter([scale])),  # known once the weight has been written
-        text_tensor(base + "comfy_quant", note),
+        Planned(base + "weight_scale", "F32", (), lambda: iter([scale])),  # computed while the weight is written
+        text_tensor(base + "comfy_quant", settings),
     ]
 
 
@@ -91,9 +94,9 @@ def text_tensor(name: str, data: bytes) -> Planned:
 
 
 def _values(info: TensorInfo, dtype: torch.dtype | None) -> Iterator[Tensor]:
-    """A tensor's rows, some at a time, as they are stored (None) or as numbers of a type.
+    """Yield a tensor in chunks of rows, as stored (`dtype` None) or dequantized and cast to `dtype`.
 
-    The file is opened anew: what was mapped of it is given back when it closes.
+    Opens the file for itself: closing it unmaps the pages that were read.
     """
     with open_tensors(info.file) as file:
         part = file.get_slice(info.key)
@@ -109,8 +112,8 @@ def _values(info: TensorInfo, dtype: torch.dtype | None) -> Iterator[Tensor]:
         for start in range(0, rows, step):
             chunk = part[start : start + step] if shape else file.get_tensor(info.key)
             if dtype is not None and info.quantization:
-                own = scale[start : start + step] if scale is not None and len(scale) > 1 else scale
-                chunk = scaled(chunk, own, dtype)
+                part_scale = scale[start : start + step] if scale is not None and len(scale) > 1 else scale
+                chunk = scaled(chunk, part_scale, dtype)
             elif dtype is not None:
                 chunk = chunk.to(dtype)
             check_finite(chunk, info)

@@ -1,4 +1,4 @@
-"""Writing a .safetensors file tensor by tensor: the library's own writer wants all of them in memory at once."""
+"""Write a .safetensors file one tensor at a time; the library's own writer needs all of them in memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from .errors import BitDanceError
-from .files import DTYPES, open_safetensors
+from .files import SAFETENSORS_DTYPES, open_safetensors
 
 READ_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to be written: what the header says of it, and its values, row after row, when their time comes."""
+    """A tensor to write: its entry in the header, and `chunks`, a function that yields the values in chunks of rows."""
 
     name: str
     dtype: str
@@ -30,16 +30,16 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * SAFETENSORS_DTYPES[self.dtype].itemsize
 
 
 def write_safetensors(
     path: Path, tensors: Sequence[Planned], metadata: dict[str, str], progress: Callable[[int], None]
 ) -> None:
-    """Write `path` whole or not at all, and read it back; `progress` is told of bytes written.
+    """Write `path` completely or not at all, and read it back; call `progress` with the bytes of each chunk written.
 
-    Tensors are made in their given order, one at a time. Raises BitDanceError for a file that cannot be written or
-    does not read back as it was written.
+    Computes the tensors one at a time, in the given order. Raises BitDanceError if the file cannot be written, or
+    reads back differently.
     """
     header, offsets = _header(tensors, metadata)
     partial = path.with_name(f".{path.name}.partial")
@@ -67,10 +67,10 @@ def write_safetensors(
 
 
 def _header(tensors: Sequence[Planned], metadata: dict[str, str]) -> tuple[bytes, dict[str, int]]:
-    """The file's first bytes, and where each tensor begins. Wide types come first, so that all are aligned."""
+    """Return the header's bytes and each tensor's offset in the file; wide dtypes come first, which aligns them all."""
     entries: dict[str, dict] = {"__metadata__": metadata}
     starts, end = {}, 0
-    for tensor in sorted(tensors, key=lambda t: -DTYPES[t.dtype].itemsize):
+    for tensor in sorted(tensors, key=lambda t: -SAFETENSORS_DTYPES[t.dtype].itemsize):
         starts[tensor.name] = end
         end += tensor.nbytes
         entries[tensor.name] = {
@@ -86,7 +86,7 @@ def _verify(path: Path, tensors: Sequence[Planned], offsets: dict[str, int], che
     with open_safetensors(path) as file:
         readable = set(file.keys()) == {tensor.name for tensor in tensors}
     with path.open("rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory that was just written from
+        if hasattr(os, "posix_fadvise"):  # drops the cached pages, so that the disk is read
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         buffer = bytearray(READ_BYTES)
         for tensor in tensors:
@@ -96,4 +96,4 @@ def _verify(path: Path, tensors: Sequence[Planned], offsets: dict[str, int], che
                 checksum = zlib.crc32(memoryview(buffer)[:count], checksum)
                 left -= count
             if not readable or left or checksum != checksums[tensor.name]:
-                raise BitDanceError(f"{path}: {tensor.name} does not read back as it was written; is the disk sound?")
+                raise BitDanceError(f"{path}: {tensor.name} differs when it is read back; check the disk")

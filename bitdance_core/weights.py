@@ -1,4 +1,4 @@
-"""Weights into modules: checked against the files' headers first, then streamed tensor by tensor to their place."""
+"""Load weights into modules: check every tensor against the files' headers, then read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .errors import BitDanceError
 from .files import TensorFile, open_tensors
 
 CPU = torch.device("cpu")
-# what is quantized: the matrices of the many layers. What leads into them, out of them and tells them the time is
-# small, and costs more agreement for its size (scripts/eval_quantization.py)
+# the weights to quantize: the matrices of the layers. Input, output and time layers stay unquantized: they are small,
+# and quantizing them changes more bits per parameter (scripts/eval_quantization.py)
 LAYERS = re.compile(r"(.+\.)?(layers|res_blocks|ada_ln_blocks)\.\d+\.(.+\.)?weight")
 FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
-# the smallest byte of an 8-bit float that is no number: NaN, and infinity where the type has it
+# the smallest byte (without the sign bit) of an 8-bit float that is not finite: NaN, or infinity if the type has it
 NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
 
 
@@ -30,8 +30,8 @@ def load_weights(
 ) -> None:
     """Fill modules built on the meta device; parameters named in `on_cpu` stay in system memory.
 
-    All parts are checked before a weight is read: BitDanceError names what is missing, unknown and misshapen. Then
-    one tensor at a time is read and cast, so no second copy of a model ever exists; one with NaN in it is refused.
+    Check all parts before reading a weight, then read and cast one tensor at a time, so that no second copy of the
+    model ever exists. Raises BitDanceError for missing, unknown or misshapen tensors, and for NaN or infinity.
     """
     checked = [(module, check_tensors(module, component)) for module, component in parts]
     for module, tensors in checked:
@@ -39,7 +39,7 @@ def load_weights(
             here = [name for name, info in tensors.items() if info.file == path]
             for target in {device, CPU}:
                 names = [name for name in here if target == (CPU if name in on_cpu else device)]
-                # safetensors reads straight onto a CUDA device; onto others by way of system memory
+                # safetensors reads directly to a CUDA device, to others through system memory
                 with open_tensors(path, str(target) if target.type == "cuda" else "cpu") as file:
                     for name in names:
                         owner, _, leaf = name.rpartition(".")
@@ -49,7 +49,7 @@ def load_weights(
 
 
 def read_weight(file: TensorFile, info: TensorInfo, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A tensor of an open file, out of its quantized form."""
+    """Read a tensor of an open file and dequantize it."""
     stored = file.get_tensor(info.key).to(device)
     if info.quantization is None:
         return stored.to(dtype).reshape(info.shape)
@@ -58,7 +58,7 @@ def read_weight(file: TensorFile, info: TensorInfo, device: torch.device, dtype:
 
 
 def read_scale(info: TensorInfo) -> Tensor | None:
-    """The scale of a quantized weight, from its own file: another shard, perhaps."""
+    """Read the scale of a quantized weight, which may be in another shard; None if it has none."""
     scale = info.quantization.beside.get("weight_scale")
     if scale is None:
         return None
@@ -67,7 +67,7 @@ def read_scale(info: TensorInfo) -> Tensor | None:
 
 
 def scaled(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """w = q * scale in float32; the scale is one number, or one for each row of [N, …]."""
+    """Compute weight = stored * scale in float32; the scale is one number, or one per row of [N, …]."""
     values = stored.float()
     if scale is not None:
         values *= scale.float().reshape(-1, *[1] * (values.ndim - 1)) if values.ndim else scale.float().reshape(())
@@ -75,7 +75,7 @@ def scaled(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def check_finite(weight: Tensor, info: TensorInfo) -> None:
-    """Raise BitDanceError for NaN and infinity, which no model holds. No copy is made."""
+    """Raise BitDanceError if the weight has NaN or infinity. Makes no copy."""
     if weight.numel() and not _is_finite(weight):
         raise BitDanceError(
             f"{info.file}: {info.key} holds NaN or infinity (as {str(weight.dtype).removeprefix('torch.')}); "
@@ -84,15 +84,15 @@ def check_finite(weight: Tensor, info: TensorInfo) -> None:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    if (least := NOT_FINITE.get(weight.dtype)) is not None:  # from here on, with either sign
+    if (least := NOT_FINITE.get(weight.dtype)) is not None:  # every byte from `least` on, with either sign bit
         return weight.view(torch.int8).max() < least and weight.view(torch.uint8).max() < least + 128
     if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
-        return all(map(math.isfinite, weight.aminmax()))  # NaN goes through
+        return all(map(math.isfinite, weight.aminmax()))  # aminmax propagates NaN
     return True
 
 
 def is_scaled(quantization: Quantization) -> bool:
-    """Whether a weight is just what is stored times a scale; ComfyUI knows formats that are more."""
+    """Return whether the weight is the stored tensor times a scale, which is all that we compute ourselves."""
     settings = quantization.settings
     rotated = settings.get("convrot") or (isinstance(p := settings.get("params"), dict) and p.get("convrot"))
     return quantization.format in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise") and not rotated
@@ -101,9 +101,10 @@ def is_scaled(quantization: Quantization) -> bool:
 def check_tensors(
     module: nn.Module, component: Component, can_run: Callable[[Quantization], bool] = is_scaled
 ) -> dict[str, TensorInfo]:
-    """What the files hold for a module, by parameter name. Raises BitDanceError unless it is just what it needs.
+    """Check that the files have exactly the tensors that a module needs; return them by parameter name.
 
-    `can_run` says which quantized forms the caller knows.
+    `can_run` returns whether the caller can use a quantized format. Raises BitDanceError, which counts and names the
+    missing, unknown, misshapen and unusable tensors.
     """
     tensors = component.tensors
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -129,13 +130,13 @@ def check_tensors(
         "missing": missing,
         "unknown": unexpected,
         "of the wrong shape": misshapen,
-        f"not of a type among {', '.join(FLOAT_TYPES)}": mistyped,
-        "in a format that only ComfyUI's own layers compute in": only_comfyui,
+        f"not of a supported type ({', '.join(FLOAT_TYPES)})": mistyped,
+        "in a format that only ComfyUI's Linear layers can use": only_comfyui,
     }
     if any(problems.values()):
         listed = "; ".join(
-            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for what, names in problems.items()
+            f"{len(names)} {problem} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for problem, names in problems.items()
             if names
         )
         files = component.files

@@ -1,11 +1,11 @@
-"""How long models of the published sizes take, with random weights: nothing is downloaded.
+"""Measure how long models of the published sizes take, with random weights; downloads nothing.
 
 python3 scripts/bench.py --random builtin            # seconds and memory, beside a plain baseline and the roofline
-python3 scripts/bench.py --random builtin --profile  # what a patch's time goes into
-python3 scripts/bench.py --count                     # the parameters of every model beside the published figures
+python3 scripts/bench.py --random builtin --profile  # a patch's time by kind of operation
+python3 scripts/bench.py --count                     # parameters of every model, with the published numbers
 
-The baseline (baseline.py) draws as the official pipeline does, with the same weights; its runs take turns with ours.
-The bound (roofline.py) is what must be read and computed, over what this machine was just seen to read and compute.
+The baseline (baseline.py) draws as the official pipeline does, with the same weights; its runs alternate with ours.
+The bound (roofline.py) is bytes and FLOPs required / bandwidth and FLOP rate measured on this machine before the runs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import roofline
 from baseline import SAMPLER as BASELINE_SAMPLER
 from baseline import Baseline
 from bitdance_core import devices
-from bitdance_core.__main__ import DTYPES
 from bitdance_core.config import Size
+from bitdance_core.devices import COMPUTE_DTYPES
 from bitdance_core.errors import BitDanceError
 from bitdance_core.flow import SAMPLERS, Sampling
 from bitdance_core.generate import generate
@@ -61,34 +61,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--random", choices=CONFIGS, metavar="NAME", help=", ".join(CONFIGS))
     what.add_argument("--count", action="store_true", help="only print the parameters of all models")
     one = at_least(1)
-    parser.add_argument("--layers", type=one, help="of the transformer, where all of them do not fit")
+    parser.add_argument("--layers", type=one, help="layers of the transformer, if not all of them fit")
     parser.add_argument("--device", help="default: the GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     parser.add_argument("--batch", type=one, default=1, help="pictures drawn at once (default: %(default)s)")
-    parser.add_argument("--steps", type=one, help="head steps a patch (default: the model's own)")
-    parser.add_argument("--guidance", type=float, help="1: without an unconditional branch (default: the model's own)")
+    parser.add_argument("--steps", type=one, help="head steps per patch (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="1: no unconditional branch (default: the model's own)")
     parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="default: %(default)s")
-    parser.add_argument("--patches", type=at_least(2), default=4, help="to draw, from 2 on (default: %(default)s)")
-    parser.add_argument("--runs", type=one, default=3, help="after one that is not counted (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="our head compiled by torch.compile")
-    parser.add_argument("--graphs", action="store_true", help="our head's loop and a patch's reading as CUDA graphs")
-    parser.add_argument("--no-baseline", action="store_true", help="only our own")
     parser.add_argument(
-        "--profile", action="store_true", help="instead: what one patch's time goes into, by operations"
+        "--patches", type=at_least(2), default=4, help="patches to draw, at least 2 (default: %(default)s)"
     )
+    parser.add_argument("--runs", type=one, default=3, help="counted runs, after one warm-up (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile our head with torch.compile")
+    parser.add_argument(
+        "--graphs", action="store_true", help="capture our head's loop and the reading of a patch as CUDA graphs"
+    )
+    parser.add_argument("--no-baseline", action="store_true", help="measure only our own code")
+    parser.add_argument("--profile", action="store_true", help="only print one patch's time by kind of operation")
     decode = parser.add_mutually_exclusive_group()
-    decode.add_argument("--no-decode", action="store_true", help="without the binary tokenizer")
-    decode.add_argument("--decode-side", type=one, metavar="PIXELS", help="decode a square, not the whole picture")
+    decode.add_argument("--no-decode", action="store_true", help="do not measure the binary tokenizer")
+    decode.add_argument(
+        "--decode-side", type=one, metavar="PIXELS", help="side of a square to decode instead of the whole picture"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, every run, medians and bounds there")
     args = parser.parse_args(argv)
     if args.count:
         print_counts(CONFIGS.values())
-        print("\nin brackets: the published figures; lm_head, which drawing does not use, is in none of these")
+        print("\nin brackets: published numbers; without lm_head, which drawing does not use")
         return
     if args.json and args.profile:
-        parser.error("--json: a profile is only printed")
+        parser.error("--json: not possible with --profile, which is only printed")
     if args.json and not args.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no folder {args.json.absolute().parent}")
+        parser.error(f"--json: the folder {args.json.absolute().parent} does not exist")
     try:
         with torch.inference_mode():
             if args.profile:
@@ -103,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def at_least(least: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers of at least `least`, for argparse."""
+
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, found {text!r}")
@@ -112,16 +118,16 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def graphed(model: Model) -> Callable:
-    """`generate` with the head's loop as a CUDA graph, recorded anew for each picture."""
+    """Wrap `generate` with CUDA graphs, which it captures again for each picture."""
 
-    def draw(*args, **options):
+    def generate_with_graphs(*args, **options):
         return generate(model, *args, **options, graphs=Graphs())
 
-    return draw
+    return generate_with_graphs
 
 
 def prepare(args: argparse.Namespace) -> tuple[Case, dict[str, Callable]]:
-    """What is drawn, its model filled, and who draws it."""
+    """Return the case, with random weights in its model, and the contenders: name -> `generate`."""
     case = choose_case(args)
     torch.manual_seed(0)
     fill_randomly(case.model, case.device, case.dtype)
@@ -135,13 +141,13 @@ def prepare(args: argparse.Namespace) -> tuple[Case, dict[str, Callable]]:
 
 
 def profiles(args: argparse.Namespace) -> dict[str, dict[str, Share]]:
-    """Of each contender, as "before" and "after"."""
+    """Profile one patch of each contender."""
     case, contenders = prepare(args)
     return {name: profile_patch(case, contender) for name, contender in reversed(contenders.items())}
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything measured, as JSON has it: in bytes and seconds."""
+    """Measure everything; return a report for JSON, in bytes and seconds."""
     decoded = decoded_size(args)
     case, contenders = prepare(args)
     peaks = roofline.measure_peaks(case.device, case.dtype)
@@ -172,8 +178,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def choose_case(args: argparse.Namespace) -> Case:
-    """What the arguments ask for, with a model that has no weights yet."""
-    device, dtype = devices.choose(args.device, DTYPES.get(args.dtype))
+    """Build the case of the arguments, with a model on the meta device."""
+    device, dtype = devices.choose(args.device, COMPUTE_DTYPES.get(args.dtype))
     config = CONFIGS[args.random] if args.layers is None else with_layers(CONFIGS[args.random], args.layers)
     defaults, grid = config.defaults, make_grid(config)
     steps = defaults.steps if args.steps is None else args.steps
@@ -184,7 +190,7 @@ def choose_case(args: argparse.Namespace) -> Case:
 
 
 def decoded_size(args: argparse.Namespace) -> Size | None:
-    """(height, width) in pixels of what the tokenizer decodes."""
+    """Return (height, width) in pixels of the picture to decode, None for no decoding."""
     config, side = CONFIGS[args.random], args.decode_side
     if args.no_decode:
         return None
@@ -198,7 +204,7 @@ def decoded_size(args: argparse.Namespace) -> Size | None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table: medians in seconds, or bytes. None: not measured, or nothing to compare with."""
+    """A row of the table: medians in seconds or bytes. None: not measured, or not comparable."""
 
     name: str
     ours: float
@@ -224,7 +230,7 @@ def drawing_stages(case: Case, runs: dict[str, list[Run]], bounds: Bounds) -> li
         return median(seconds for run in those for seconds in getattr(run, part))
 
     count = case.grid.num_patches
-    how = "measured" if case.is_whole else f"by the medians of {case.patches}"
+    how = "measured" if case.is_whole else f"from medians of {case.patches}"
     read = median(map(bounds.read, range(1, case.patches)))
     return [
         row("prefill", prefill, bounds.prefill()),
@@ -235,7 +241,7 @@ def drawing_stages(case: Case, runs: dict[str, list[Run]], bounds: Bounds) -> li
 
 
 def decode_stages(case: Case, bits: Stage, decodes: list[Decode], size: Size, peaks: roofline.Peaks) -> list[Stage]:
-    """The baseline decodes as we do: the official pipeline has the same network."""
+    """Return the rows of decoding. The baseline's is ours: the official pipeline has the same network."""
     config = tokenizer_of(case.model.config)
     tokens = [side // config.downscale for side in size]
     bound = roofline.decode_work(config, *tokens, case.dtype).seconds(peaks)
@@ -251,7 +257,7 @@ def decode_stages(case: Case, bits: Stage, decodes: list[Decode], size: Size, pe
 
 
 def memory_stages(runs: dict[str, list[Run]], decodes: list[Decode]) -> list[Stage]:
-    """At the peak, all that this process (on a GPU: its tensors) holds, and what of it was not there before the run."""
+    """Return the rows of memory: peak of this process (on a GPU: of its tensors), and the increase over the start."""
 
     def peak(those: list[Run] | list[Decode]) -> float:
         return median(run.memory_peak for run in those)
@@ -269,7 +275,7 @@ def memory_stages(runs: dict[str, list[Run]], decodes: list[Decode]) -> list[Sta
 
 
 class Bounds:
-    """Seconds that the machine needs at least, for all rows (branches x pictures) of a case."""
+    """Lower bounds in seconds for all rows (branches x pictures) of a case."""
 
     def __init__(self, case: Case, peaks: roofline.Peaks) -> None:
         self.case = case
@@ -281,12 +287,12 @@ class Bounds:
         return roofline.prefill_work(self.case.model, self.lengths, self.block).seconds(self.peaks)
 
     def read(self, patch: int) -> float:
-        """Of what was drawn before `patch`, by the backbone."""
+        """Bound the backbone's reading of the patch before `patch`."""
         pasts = [length + (patch - 1) * self.block for length in self.lengths]
         return roofline.read_work(self.case.model, pasts, self.case.batch, self.block).seconds(self.peaks)
 
     def head(self) -> float:
-        """Of a patch; two halves where there are two branches, guided or drawn apart."""
+        """Bound the head's evaluations for a patch, with rows for every branch."""
         rows, evaluations = self.case.sampling.branches * self.case.batch, self.case.evaluations
         prepared = roofline.condition_work(self.case.model, rows, evaluations).seconds(self.peaks)
         return prepared + evaluations * roofline.head_work(self.case.model, rows).seconds(self.peaks)
@@ -323,24 +329,21 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """What a reader of the table could get wrong."""
+    """Return warnings against misreading the table."""
     settings, rows, found = report["settings"], report["stages"], []
     if "baseline" not in report["runs"] and settings["sampler"] != BASELINE_SAMPLER:
-        found.append(f"no baseline: the official pipeline has no sampler but {BASELINE_SAMPLER}")
+        found.append(f"no baseline: the official pipeline only has the sampler {BASELINE_SAMPLER}")
     if settings["drawn"] < settings["patches"]:
-        found.append(
-            "the backbone was measured on the first patches; later ones read a longer past, as their bound says"
-        )
+        found.append("the backbone was measured on the first patches only; later ones attend to a longer past")
     if settings["decoded"] not in (None, settings["size"]):
-        found.append("the decode is of another size than the picture, and so in no sum")
+        found.append("the decoded size is not the picture's, so no row adds it")
     if (report["shortage"] or 0) > 0.1:
         found.append(
-            f"the machine was busy: for {report['shortage']:.0%} of the time something waited for a core; "
-            "measure again in a quiet moment"
+            f"the machine was busy: tasks waited for a core {report['shortage']:.0%} of the time; measure again"
         )
     if any(row["bound"] and row["ours"] < row["bound"] for row in rows):
         found.append(
-            "faster than the roofline: these weights stay in the processor's caches, the bandwidth is that of memory"
+            "faster than the roofline: the weights fit the processor's caches, the roofline assumes memory bandwidth"
         )
     return found
 

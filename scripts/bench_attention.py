@@ -1,10 +1,10 @@
-"""Which kernel attends fastest at BitDance's shapes: few queries, the head without a past and the backbone with one.
+"""Compare attention kernels at BitDance's shapes: few queries, no past in the head, a long past in the backbone.
 
-python3 scripts/bench_attention.py                    # of BitDance-14B-64x
+python3 scripts/bench_attention.py                    # shapes of BitDance-14B-64x
 python3 scripts/bench_attention.py --random builtin --batch 4
 
-`attention` is what the core calls. It hands over to the package flash-attn where that is installed and fits, else to
-PyTorch; below it stand PyTorch's kernels one by one, and flash-attn. A dash: the kernel does not take these tensors.
+The column `attention` is the core's function, which calls the package flash-attn if that is installed and supports the
+tensors, else PyTorch. The other columns are PyTorch's kernels and flash-attn. A dash: the kernel refuses the tensors.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ import hardware
 import roofline
 from bench import at_least
 from bitdance_core import devices
-from bitdance_core.__main__ import DTYPES
 from bitdance_core.attention import attention, flash_attn_func
+from bitdance_core.devices import COMPUTE_DTYPES
 from random_models import CONFIGS, make_grid
 
-CALLS = 100  # in one measurement, as the head makes them: one after the other
+CALLS = 100  # per measurement, sequential, as the head calls it
 BRANCHES = 2  # with guidance
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -43,15 +43,21 @@ Shape = tuple[int, int, int, int, int]  # rows, heads, key heads, queries, keys
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--random", choices=CONFIGS, metavar="NAME", default="bitdance-14b-64x", help="whose shapes")
+    parser.add_argument(
+        "--random",
+        choices=CONFIGS,
+        metavar="NAME",
+        default="bitdance-14b-64x",
+        help="model with the shapes (default: %(default)s)",
+    )
     parser.add_argument("--batch", type=at_least(1), default=1, help="pictures drawn at once (default: %(default)s)")
     parser.add_argument("--device", help="default: the GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     args = parser.parse_args(argv)
-    device, dtype = devices.choose(args.device, DTYPES.get(args.dtype))
+    device, dtype = devices.choose(args.device, COMPUTE_DTYPES.get(args.dtype))
     rows = shapes_of(CONFIGS[args.random], BRANCHES * args.batch)
     print(f"{hardware.describe()}; on {device}, {str(dtype).removeprefix('torch.')}")
-    print(f"microseconds a call, medians of {roofline.REPEATS} times {CALLS} calls\n")
+    print(f"microseconds per call, medians of {roofline.REPEATS} times {CALLS} calls\n")
     kernels = kernels_of(device)
     print(f"| {args.random}, batch {args.batch} | {' | '.join(kernels)} |\n| --- |{' --- |' * len(kernels)}")
     with torch.inference_mode():
@@ -64,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def shapes_of(config, rows: int) -> dict[str, tuple[Shape, int]]:
-    """Of the head, and of the backbone's first and last reading of a patch."""
+    """Return the shapes of the head, and of the backbone for the first and the last patch."""
     stack, block, patches = getattr(config, "backbone", config), config.tokens_per_patch, make_grid(config).num_patches
     shapes = {}
     if config.head.attends:
@@ -77,7 +83,7 @@ def shapes_of(config, rows: int) -> dict[str, tuple[Shape, int]]:
 
 
 def kernels_of(device: torch.device) -> dict[str, tuple[Kernel, SDPBackend | None]]:
-    """By name: what attends, and the one backend that PyTorch may take for it; None: as it likes."""
+    """Return name -> (kernel, the only backend that PyTorch may use; None: any)."""
     backends = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
     if device.type == "cuda":
         backends += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]

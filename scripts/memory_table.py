@@ -1,10 +1,10 @@
-"""What a card of so many GB holds of a model, and what it must stream: counted from the configuration, not measured.
+"""Compute the part of a model that fits a card, and the part to stream: from the configuration, not measured.
 
 python3 scripts/memory_table.py                        # BitDance-14B-64x, one 1024x1024 picture
 python3 scripts/memory_table.py --model bitdance-14b-16x --batch 4
 
-The head runs at every step, so it stays on the card; of the language model stays what there is room for, and the rest
-comes over the bus once a patch. Drawing and decoding are counted apart, as they follow each other.
+The head runs at every step, so it stays on the card. As much of the language model as fits stays too; the rest is
+copied over the bus once per patch. Drawing and decoding are counted separately, as they do not overlap.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ except ImportError:  # outside the environment that the demo and the tests run i
 
 sys.path.insert(0, str(ROOT))
 from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.config import PUBLISHED, BitDanceConfig
+from bitdance_core.config import PUBLISHED_CONFIGS, BitDanceConfig
 from bitdance_core.memory import decoding_bytes, drawing_bytes
 from bitdance_core.model import BitDance
 from bitdance_core.patches import Grid
 from bitdance_core.weights import LAYERS
 
 GB = 1e9
-# of a layer's matrix, in bits a weight, scales included; all else is bfloat16
+# bits per weight of a layer's matrix, scales included; all other weights are bfloat16
 PRECISIONS = {"bf16": 16.0, "fp8 or int8": 8.0, "nvfp4": 4.5}
-CARDS = (8, 12, 16, 24, 48)  # GB, as they are sold: GiB
-PROMPT, UNCONDITIONAL = 64, 4  # tokens: of a prompt of some 50 words in its template, and of the empty one
-TILE = 512  # pixels: the side of a tile of VAE Decode (Tiled)
+CARDS = (8, 12, 16, 24, 48)  # GiB, sold as GB
+PROMPT, UNCONDITIONAL = 64, 4  # tokens of a prompt of about 50 words in its template, and of the empty template
+TILE = 512  # side of a tile of VAE Decode (Tiled), in pixels
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = {config.family: config for config in PUBLISHED}
+    models = {config.family: config for config in PUBLISHED_CONFIGS}
     parser.add_argument("--model", choices=models, default=next(iter(models)), help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=1, help="pictures drawn at once (default: %(default)s)")
     parser.add_argument("--bus", type=float, default=22.0, help="GB/s to the card (default: %(default)s, PCIe 4.0 x16)")
-    parser.add_argument("--reserve", type=float, default=1.5, help="GB that others use (default: %(default)s)")
+    parser.add_argument("--reserve", type=float, default=1.5, help="GB used by other programs (default: %(default)s)")
     args = parser.parse_args(argv)
     config = models[args.model]
     height, width = config.defaults.default_size
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     drawing = drawing_of(config, args.batch)
     decoder = weight_bytes(BinaryAutoencoder(config.autoencoder, device="meta"), "", 16)
     print(f"{config.family}, {height}x{width} (height x width), batch {args.batch}, in GB (1e9 bytes)\n")
-    print("| weights as | language model | head | drawing: cache, activations | all of it |")
+    print("| weights as | language model | head | drawing: cache, activations | in all |")
     print("| --- | --- | --- | --- | --- |")
     for name, bits in PRECISIONS.items():
         language_model, head = parts_of(config, bits)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"\nDecoding, with the tokenizer: {(decoder + whole) / GB:.1f}; in tiles of {TILE}: {(decoder + tile) / GB:.1f}"
     )
-    print("\nOf the language model, on the card + streamed for a patch, and how long streaming takes at least:")
+    print("\nLanguage model on the card + streamed per patch, and the minimum time of streaming:")
     print(f"{grid.num_patches} patches and the prompt at {args.bus:g} GB/s\n")
     print(f"| card | {' | '.join(PRECISIONS)} |\n| --- |{' --- |' * len(PRECISIONS)}")
     for card in CARDS:
@@ -76,14 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parts_of(config: BitDanceConfig, bits: float) -> tuple[int, int]:
-    """Bytes of the language model with its projector, without the table that lies in system memory, and of the head."""
+    """Return bytes of the language model and projector (without the embedding, kept on the CPU), and of the head."""
     model = BitDance(config, device="meta")
     backbone = weight_bytes(model, "backbone.", bits) - weight_bytes(model, "backbone.embed_tokens.", bits)
     return backbone + weight_bytes(model, "projector.", bits), weight_bytes(model, "head.", bits)
 
 
 def weight_bytes(model: torch.nn.Module, prefix: str, bits: float) -> int:
-    """Of the parameters whose names begin so; `bits` are those of a quantized weight."""
+    """Return the bytes of the parameters with a prefix, with `bits` per quantized weight."""
     return sum(
         int(weight.numel() * (bits / 8 if weight.ndim == 2 and LAYERS.fullmatch(name) else 2))
         for name, weight in model.named_parameters()
@@ -98,19 +98,19 @@ def grid_of(config: BitDanceConfig) -> Grid:
 
 
 def drawing_of(config: BitDanceConfig, batch: int) -> int:
-    """Bytes that drawing takes beside the weights, with guidance, in bfloat16."""
+    """Return the bytes of drawing other than weights, with guidance, in bfloat16."""
     opening = 2 + config.tokens_per_patch
     lengths = [PROMPT + opening, UNCONDITIONAL + opening]
     return drawing_bytes(config, grid_of(config), lengths, batch, config.defaults.steps, 2)
 
 
 def split(config: BitDanceConfig, bits: float, room: float) -> tuple[float, float] | None:
-    """Bytes of the language model that stay in `room` beside the head, and those streamed; None: too little room."""
+    """Return bytes of the language model that fit `room` beside the head, and those to stream; None: too small."""
     language_model, head = parts_of(config, bits)
     room -= head
     if language_model <= room:
         return language_model, 0.0
-    # while one layer is computed the next one arrives
+    # one layer is computed while the next is copied
     room -= 2 * language_model / config.backbone.num_layers
     return None if room < 0 else (room, language_model - room)
 

@@ -1,4 +1,4 @@
-"""Models of the published sizes with random weights, and how many parameters they have."""
+"""Build models of the published sizes with random weights, and count their parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from bitdance_core.autoencoder import BinaryAutoencoder
 from bitdance_core.autoencoder_config import AutoencoderConfig
 from bitdance_core.checkpoint import ASSETS, read_checkpoint
-from bitdance_core.config import AE_D16C32, PUBLISHED, BitDanceConfig
+from bitdance_core.config import AE_D16C32, PUBLISHED_CONFIGS, BitDanceConfig
 from bitdance_core.imagenet import ImageNetModel
 from bitdance_core.imagenet_config import IMAGENET, ImageNetConfig
 from bitdance_core.model import BitDance
@@ -22,12 +22,12 @@ Model = BitDance | ImageNetModel
 
 CONFIGS = {
     **IMAGENET,
-    **{config.family: config for config in PUBLISHED},
+    **{config.family: config for config in PUBLISHED_CONFIGS},
     "builtin": read_checkpoint(ASSETS / "builtin").config,
 }
 WORDS = "embed_tokens.weight"
 TABLES = (WORDS, "cls_embedding.weight")
-# as the authors' README rounds them (SPEC.md section 1 for the 14B models)
+# as rounded in the authors' README
 PUBLISHED_COUNTS = {
     "imagenet-b-1x": {"model": 242e6},
     "imagenet-b-4x": {"model": 260e6},
@@ -35,7 +35,7 @@ PUBLISHED_COUNTS = {
     "imagenet-l-1x": {"model": 527e6},
     "imagenet-h-1x": {"model": 1.0e9},
 } | dict.fromkeys(
-    (config.family for config in PUBLISHED),
+    (config.family for config in PUBLISHED_CONFIGS),
     {"transformer": 13.2e9, "table": 0.78e9, "head": 1.76e9, "tokenizer": 0.46e9},
 )
 
@@ -48,7 +48,7 @@ def with_layers(config: Config, layers: int) -> Config:
 
 
 def build(config: Config) -> Model:
-    """On the meta device: shapes without weights."""
+    """Build a model on the meta device, without weights."""
     return (ImageNetModel if isinstance(config, ImageNetConfig) else BitDance)(config, device="meta")
 
 
@@ -63,7 +63,7 @@ def make_grid(config: Config) -> Grid:
 
 
 def fill_randomly(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Weights of a size that keeps features near 1; the table of words lies in system memory, as it does."""
+    """Fill a model with random weights that keep features near 1; the embedding stays on the CPU, as in a real run."""
     for name, parameter in list(model.named_parameters()):
         place = torch.device("cpu") if name.endswith(WORDS) else device
         weight = torch.empty(parameter.shape, device=place, dtype=dtype)
@@ -77,7 +77,7 @@ def fill_randomly(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
 
 
 def count(config: Config) -> dict[str, int]:
-    """Parameters by part; "model" is all but the tokenizer. lm_head, which drawing does not use, is not built."""
+    """Count parameters by part; "model" is all but the tokenizer. Without lm_head, which drawing does not use."""
     model = build(config)
 
     def size(module: nn.Module) -> int:
@@ -91,7 +91,7 @@ def count(config: Config) -> dict[str, int]:
 
 
 def print_counts(configs: Iterable[Config]) -> None:
-    """A table in millions; in brackets the published figure, where there is one."""
+    """Print a table in millions, with published numbers in brackets."""
     for row, config in enumerate(configs):
         counts, published = count(config), PUBLISHED_COUNTS.get(config.family, {})
         if not row:

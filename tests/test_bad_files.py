@@ -56,7 +56,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path, make):
         lambda: ImageNetPipeline.from_pretrained(TINY, file, device="cpu"),
         lambda: convert(file, tmp_path / "out.safetensors", "single"),
     ):
-        with pytest.raises(BitDanceError, match="evil.pt (holds more than tensors|is truncated or not)"):
+        with pytest.raises(BitDanceError, match="evil.pt (contains more than tensors.*weights only|is truncated)"):
             loader()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.pt"] and not trace.exists()
 
@@ -77,7 +77,7 @@ def test_a_pytorch_file_of_the_older_format_loads(tmp_path):
 )
 def test_a_pytorch_file_without_weights_is_named(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(BitDanceError, match="x.pt (should hold named tensors|holds no|is no|: 1 of)"):
+    with pytest.raises(BitDanceError, match="x.pt(: .*state dict| has no tensors; .*state dict| is no )"):
         ImageNetPipeline.from_pretrained(tmp_path / "x.pt", AE, device="cpu")
 
 
@@ -108,9 +108,9 @@ def header_of(length, text=b""):
     [
         (header_of(2**63), "truncated or not a safetensors file"),
         (header_of(2**40, b"{}"), "truncated or not a safetensors file"),
-        (header_of(MAX_HEADER_BYTES + 8, b" " * (MAX_HEADER_BYTES + 8)), "has a header of 16 MiB, which no model's is"),
+        (header_of(MAX_HEADER_BYTES + 8, b" " * (MAX_HEADER_BYTES + 8)), "x.safetensors has a header of 16 MiB"),
         (header_of(2**17, b"[" * 2**17), "truncated or not a safetensors file"),
-        (header_of(2, b"{}"), "found no weights|holds no"),
+        (header_of(2, b"{}"), "x.safetensors .*no "),
         (
             header_of(70, b'{"a":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,4]}}'.ljust(70)) + bytes(4),
             "truncated or not a safetensors file",
@@ -131,14 +131,14 @@ def test_a_header_of_a_million_tensors_is_refused(folder):
     entry = '"t{}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
     text = ("{" + ",".join(entry.format(i) for i in range(400_000)) + "}").encode()
     (folder / "vision_head.safetensors").write_bytes(header_of(len(text), text))
-    with pytest.raises(BitDanceError, match="vision_head.safetensors has a header of .* MiB, which no model's is"):
+    with pytest.raises(BitDanceError, match="vision_head.safetensors has a header of .* MiB.*at most 16 MiB"):
         load(folder)
 
 
 def test_a_json_bomb_is_refused_unread(tmp_path):
     with (tmp_path / "x.json").open("wb") as file:
         file.truncate(MAX_JSON_BYTES + 1)  # sparse: takes no disk
-    with pytest.raises(BitDanceError, match="x.json is larger than 64 MiB, which is not read as text"):
+    with pytest.raises(BitDanceError, match="x.json .*at most 64 MiB"):
         read_json(tmp_path / "x.json")
 
 
@@ -200,7 +200,7 @@ def test_weights_of_a_wrong_type_are_named(folder, dtype):
     tensors = load_file(folder / "vision_head.safetensors")
     tensors["net.cond_embed.weight"] = tensors["net.cond_embed.weight"].to(dtype)
     save_file(tensors, folder / "vision_head.safetensors")
-    with pytest.raises(BitDanceError, match="not of a type among F32, F16, BF16, F64 .net.cond_embed.weight is"):
+    with pytest.raises(BitDanceError, match="F32, F16, BF16, F64.*net.cond_embed.weight is"):
         load(folder)
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_may_not_be_read_is_said(folder):
     if os.geteuid() == 0:  # root may read anything: a folder in the file's place stands for it
         (folder / "vision_head.safetensors").unlink()
         (folder / "vision_head.safetensors").mkdir()
-        words = "lacks: vision_head.safetensors"
+        words = "vision_head.safetensors"
     else:
         (folder / "vision_head.safetensors").chmod(0)
         words = "cannot be read"

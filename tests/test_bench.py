@@ -100,7 +100,7 @@ def test_a_run_is_measured(name, settings, patches, evaluations, rows, capsys, t
         (["--guidance", "nan"], "guidance must be a number of at least 0"),
         (["--device", "teapot"], "device 'teapot' is not available"),
         (["--decode-side", "12"], "--decode-side must be a multiple of 8 pixels, found 12"),
-        (["--json", "/no/such/folder/run.json"], "--json: there is no folder /no/such/folder"),
+        (["--json", "/no/such/folder/run.json"], "--json: the folder /no/such/folder does not exist"),
     ],
 )
 def test_bad_settings_end_in_a_sentence(settings, message, capsys):

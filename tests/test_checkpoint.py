@@ -41,12 +41,12 @@ def edit_tensors(path, change):
 def test_missing_files_are_listed(folder):
     (folder / "projector.safetensors").unlink()
     (folder / "ae_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks: projector.safetensors, ae_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"projector.safetensors, ae_config.json"):
         load(folder)
 
 
 def test_no_folder_at_all():
-    with pytest.raises(FileNotFoundError, match="no model at '/no/such/folder'.*built-in name: builtin"):
+    with pytest.raises(FileNotFoundError, match="'/no/such/folder'.*builtin"):
         load("/no/such/folder")
 
 
@@ -59,7 +59,7 @@ def test_a_folder_cannot_stand_in_for_a_builtin_model(folder, monkeypatch):
 
 def test_a_missing_shard_is_named(folder):
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(BitDanceError, match="lacks: model-00002-of-00003.safetensors"):
+    with pytest.raises(BitDanceError, match="model-00002-of-00003.safetensors$"):
         load(folder)
 
 
@@ -89,12 +89,12 @@ def test_broken_json_is_named(folder, name, text):
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("config.json", {"model_type": "llama"}, "model_type is 'llama'"),
-        ("config.json", {"rope_scaling": {"rope_type": "yarn"}}, "rope scaling cannot be"),
-        ("config.json", {"rope_scaling": {"type": "yarn", "factor": 4}}, "rope scaling cannot be"),
+        ("config.json", {"model_type": "llama"}, "'llama'.*'qwen3'"),
+        ("config.json", {"rope_scaling": {"rope_type": "yarn"}}, "config.json: .*rope scaling"),
+        ("config.json", {"rope_scaling": {"type": "yarn", "factor": 4}}, "config.json: .*rope scaling"),
         ("config.json", {"rope_scaling": "yarn"}, "must be objects or null"),
         ("config.json", {"rope_parameters": [1]}, "must be objects or null"),
-        ("config.json", {"hidden_act": "gelu"}, "the activation 'gelu' cannot be"),
+        ("config.json", {"hidden_act": "gelu"}, "activation 'gelu'"),
         (
             "config.json",
             {"num_hidden_layers": "40"},
@@ -105,15 +105,15 @@ def test_broken_json_is_named(folder, name, text):
         ("config.json", {"rope_theta": 10**400}, "'rope_theta' must be a number"),
         ("config.json", {"num_attention_heads": 5}, "num_attention_heads of num_key_value_heads"),
         ("vision_head_config.json", {"use_swiglu": 1}, "'use_swiglu' must be true or false"),
-        ("vision_head_config.json", {"time_shift": 1e-300}, "time_shift is 1e-300"),
-        ("vision_head_config.json", {"depth_adanln": 3}, "depth_adanln 3 does not divide"),
-        ("config.json", {"vocab_size": 300}, "ids up to 452, the language model's vocabulary is 300"),
-        ("vision_head_config.json", {"ch_latent": 100}, "ch_latent is 100"),
-        ("vision_head_config.json", {"ch_target": 32}, "mixed files: the head is for 32 bits"),
-        ("vision_head_config.json", {"parallel_num": 60}, "60 tokens are not square"),
-        ("vision_head_config.json", {"parallel_num": 256}, "queries for 64"),
+        ("vision_head_config.json", {"time_shift": 1e-300}, "time_shift .*from 0.01 to 100, found 1e-300"),
+        ("vision_head_config.json", {"depth_adanln": 3}, "depth_latent 2 .*depth_adanln 3"),
+        ("config.json", {"vocab_size": 300}, "452.*language model.*300"),
+        ("vision_head_config.json", {"ch_latent": 100}, "ch_latent .*128.*found 100"),
+        ("vision_head_config.json", {"ch_target": 32}, "head.* 32 bits.*tokenizer.* 16 bits"),
+        ("vision_head_config.json", {"parallel_num": 60}, "60 tokens.*square number"),
+        ("vision_head_config.json", {"parallel_num": 256}, "256 tokens.*for 64"),
         ("ae_config.json", {"ddconfig": {}}, "'ch_mult' is missing"),
-        ("ae_config.json", {"ddconfig": {"ch_mult": [1], "ch": 48}}, "'ch' is 48"),
+        ("ae_config.json", {"ddconfig": {"ch_mult": [1], "ch": 48}}, "'ch' .*32.*found 48"),
         ("ae_config.json", {"ddconfig": {"ch_mult": [1] * 99, "ch": 32}}, "'ch_mult' must be 1 to 8"),
         ("tokenizer.json", {"added_tokens": [{"content": "<|im_start|>", "id": "7"}]}, "must be whole numbers"),
         ("tokenizer.json", {"added_tokens": [{"content": "<|im_start|>", "id": -5}]}, "must be whole numbers"),
@@ -161,7 +161,7 @@ def test_a_vocabulary_beyond_the_embedding_is_named(folder):
     data = json.loads((folder / "tokenizer.json").read_text())
     data["model"]["vocab"]["far"] = 999_999
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(BitDanceError, match="ids up to 999999"):
+    with pytest.raises(BitDanceError, match="999999"):
         load(folder)
 
 
@@ -213,10 +213,10 @@ def test_a_folder_may_carry_its_own_sizes(folder):
         pipe.generate("a cat", height=64, width=32)
     assert pipe.generate("a cat", height=64, width=32, allow_untrained_size=True).images[0].size == (32, 64)
     edit_json(folder / "bitdance.json", default_size=[128, 128])
-    with pytest.raises(BitDanceError, match="'default_size' is not one of"):
+    with pytest.raises(BitDanceError, match="'default_size' .*'trained_sizes'.*128, 128"):
         load(folder)
     edit_json(folder / "bitdance.json", trained_sizes=[[33, 33]], default_size=[33, 33])
-    with pytest.raises(BitDanceError, match="'trained_sizes' must be multiples of 32"):
+    with pytest.raises(BitDanceError, match="'trained_sizes' .* 32 "):
         load(folder)
 
 
@@ -272,11 +272,11 @@ def test_info_tells_what_a_path_is():
 )
 def test_a_file_that_is_nothing_is_named(tmp_path, tensors):
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(BitDanceError, match="x.safetensors holds no binary tokenizer"):
+    with pytest.raises(BitDanceError, match="x.safetensors .*binary tokenizer"):
         BinaryTokenizer.from_pretrained(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("source", ["x" * 5000, "a\0b"])
 def test_a_path_that_cannot_be_is_named(source):
-    with pytest.raises(BitDanceError, match="not a path|no model at"):
+    with pytest.raises(BitDanceError, match=source[:1]):
         load(source)

@@ -69,13 +69,13 @@ def test_several_pictures_are_reconstructed_into_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("names", "out", "words"),
     [
-        (["a.png", "b.png"], "c.png", "'.*c.png' names one picture; 2 go into a folder"),
-        (["a.png", "A.jpg"], "new", "two of the pictures have the same name"),
-        (["a.png", "b.png"], ".", "holds the pictures themselves"),
-        (["a.png", "b.png"], "a.png/new", "cannot be made"),
+        (["a.png", "b.png"], "c.png", "c.png'.* 2 pictures .*folder"),
+        (["a.png", "A.jpg"], "new", "two of the pictures .*rename"),
+        (["a.png", "b.png"], ".", "the pictures themselves.*give another"),
+        (["a.png", "b.png"], "a.png/new", "a.png/new cannot be created"),
         (["a.png", "none.png"], "new", "none.png is missing"),
-        (["a.png", "text.png"], "new", "text.png is not a picture that can be read"),
-        (["tiny.png"], "new.png", "tiny.png is 11x40, it must be at least 12x12 pixels"),
+        (["a.png", "text.png"], "new", "text.png is not a readable picture"),
+        (["tiny.png"], "new.png", "tiny.png is 11x40, .*12x12 pixels"),
     ],
 )
 def test_what_cannot_be_reconstructed(names, out, words, tmp_path, capsys):
@@ -96,16 +96,16 @@ def test_what_cannot_be_reconstructed(names, out, words, tmp_path, capsys):
         (["generate", "x", "--model", "/no/model"], "no model at '/no/model'"),
         (["generate", "x", "--model", P16 / "config.json"], "a BitDance model is a folder with config.json"),
         (["generate", "x", "--model", "owner/name"], "not in the hub cache|cannot be reached"),
-        (["generate", "x", "--model", P16, "-o", "picture"], "end the name in one of .png"),
-        (["generate", "x", "--model", P16, "-o", "picture.psd"], "end the name in one of .png"),
+        (["generate", "x", "--model", P16, "-o", "picture"], "'picture' .*.png, .webp"),
+        (["generate", "x", "--model", P16, "-o", "picture.psd"], "'picture.psd' .*.png, .webp"),
         (["generate", "x", "--model", P16, "--device", "meta"], "device 'meta' is not available"),
-        (["generate", "\udcff", "--model", P16], "this prompt cannot be tokenized"),
+        (["generate", "\udcff", "--model", P16], "prompt cannot be tokenized"),
         (["generate", "x", "--model", P16, "-o", "/no/folder/x.png"], "folder /no/folder does not exist"),
         (["generate", "x", "--model", P16, "--height", "30"], "multiples of 16"),
         (["generate", "x", "--model", P16, "--steps", "0"], "steps must be"),
         (["generate", "x", "--model", P16, "--device", "toaster"], "device 'toaster' is not available, have: cpu"),
         (["reconstruct", "/no/picture.png", "--model", P16], "/no/picture.png is missing"),
-        (["reconstruct", P16 / "config.json", "--model", P16], "not a picture that can be read"),
+        (["reconstruct", P16 / "config.json", "--model", P16], "config.json is not a readable picture"),
         (["info", "owner/name"], "not in the hub cache"),
         (["info", "../name"], "no model at '../name'"),
     ],
@@ -179,7 +179,7 @@ def test_download_shows_sizes_fetches_what_is_needed_and_continues(tmp_path):
     with hub_server.serve(name, repository, break_always="model.safetensors") as (address, sent):
         hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         broken = run("download", "BitDance-14B-16x", "--to", target, **hub)
-    assert broken.returncode == 1 and "the next try continues it" in broken.stderr
+    assert broken.returncode == 1 and "try again" in broken.stderr
     assert re.search(r"30\.\d MB  model.safetensors\n", broken.stdout) and f"from {name} to {target}" in broken.stdout
     assert not (target / "model.safetensors").exists()
     with hub_server.serve(name, repository) as (address, sent):
@@ -196,13 +196,13 @@ def test_a_download_that_does_not_fit_the_disk_does_not_start(tmp_path, capsys, 
     monkeypatch.setattr("bitdance_core.hub.remote_files", lambda *_: {"BitDance_B_1x.pt": 2 * 10**9})
     monkeypatch.setattr("bitdance_core.hub.snapshot_download", lambda *_, **__: pytest.fail("it started"))
     assert main(["download", "BitDance-B-1x", "--to", str(tmp_path / "new")]) == 1
-    assert "2.0 GB are still to be downloaded, but the disk of" in capsys.readouterr().err
+    assert re.search(rf"2.0 GB .*disk of {tmp_path / 'new'} has 0.0 GB free", capsys.readouterr().err)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_published_name_says_how_to_fetch_it(capsys):
     assert main(["generate", "x", "--model", "BitDance-14B-64x"]) == 1
-    assert "`python -m bitdance_core download BitDance-14B-64x` fetches it" in capsys.readouterr().err
+    assert "`python -m bitdance_core download BitDance-14B-64x`" in capsys.readouterr().err
 
 
 def test_classes_by_name_and_number(tmp_path):
@@ -222,4 +222,4 @@ def test_convert_prints_what_it_wrote(tmp_path):
     report = run("info", *files)
     assert "3 single files" in report.stdout and "bfloat16" in report.stdout
     again = run("convert", P16, tmp_path, "--format", "comfy", "--name", "mine")
-    assert again.returncode == 1 and "is there already" in again.stderr
+    assert again.returncode == 1 and "already exists" in again.stderr

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline
 from bitdance_core.checkpoint import ASSETS, read_checkpoint
-from bitdance_core.convert import FORMATS, convert
+from bitdance_core.convert import OUTPUT_LAYOUTS, convert
 from conftest import ROOT
 from layouts import all_in_one, diffusers, tensors_of, three_files, to_fp8
 
@@ -35,7 +35,7 @@ def same_tensors(ours, theirs):
 
 
 @pytest.mark.parametrize("model", ["t2i_p16", "t2i_p64"])
-@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(FORMATS, 2), ("comfy", "comfy")])
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(OUTPUT_LAYOUTS, 2), ("comfy", "comfy")])
 def test_round_trips_are_exact(tmp_path, model, first, second):
     """Official to any layout, to any other, and back: every tensor and every configuration."""
     source = golden.DATA / model
@@ -86,7 +86,7 @@ def test_other_precisions(tmp_path, dtype, kind):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("fp8_e4m3fn", 448), ("fp8_e5m2", 57344)])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OUTPUT_LAYOUTS)
 def test_fp8_is_comfyuis_scaled_format(tmp_path, format, dtype, most):
     (file, *_) = [
         path
@@ -174,7 +174,7 @@ def test_an_interrupted_conversion_leaves_no_half_file_and_continues(tmp_path):
         convert(P16, tmp_path / "model", "official", progress=stop)
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").iterdir()}
     assert finished and not any(path.name.endswith(".partial") for path in finished)
-    with pytest.raises(BitDanceError, match="not a complete BitDance folder"):
+    with pytest.raises(BitDanceError, match="model .*missing: config.json"):
         read_checkpoint(tmp_path / "model")
     convert(P16, tmp_path / "model", "official")
     assert all(path.stat().st_mtime_ns == at for path, at in finished.items()), "whole files were kept"
@@ -187,10 +187,10 @@ def test_what_is_there_is_never_overwritten(tmp_path):
     before = file.stat().st_mtime_ns
     convert(P16, file, "single")
     assert file.stat().st_mtime_ns == before
-    with pytest.raises(BitDanceError, match="all.safetensors is there already and is not of this conversion"):
+    with pytest.raises(BitDanceError, match="all.safetensors already exists.*another name"):
         convert(P16, file, "single", "bf16")
     save_file({"precious": torch.zeros(1)}, file)
-    with pytest.raises(BitDanceError, match="is there already"):
+    with pytest.raises(BitDanceError, match="all.safetensors already exists"):
         convert(P16, file, "single")
     assert list(load_file(file)) == ["precious"]
 
@@ -204,7 +204,7 @@ def test_a_disk_that_lies_is_noticed(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(
         "bitdance_core.safetensors_writer.os.fsync", lambda file: damage(file, os.lseek(file, 0, os.SEEK_END))
     )
-    with pytest.raises(BitDanceError, match="truncated|does not read back"):
+    with pytest.raises(BitDanceError, match="all.safetensors.* (truncated|differs)"):
         convert(P16, tmp_path / "all.safetensors", "single")
     assert not list(tmp_path.iterdir())
 
@@ -222,7 +222,7 @@ def nan_in(folder, tmp_path):
     [
         (lambda t: P16, {"format": "gguf"}, "unknown format 'gguf', have: official, comfy, single"),
         (lambda t: P16, {"dtype": "int3"}, "unknown dtype 'int3', have: keep"),
-        (lambda t: P16, {"name": "../x"}, "'../x' cannot name a file"),
+        (lambda t: P16, {"name": "../x"}, "'../x'.*letters, digits"),
         (lambda t: P16 / "model.safetensors", {}, "missing: projector, head, tokenizer"),
         (lambda t: nan_in(P16, t), {}, "wo.weight holds NaN"),
         (lambda t: nan_in(P16, t), {"dtype": "fp8_e4m3fn"}, "wo.weight holds NaN"),
@@ -246,10 +246,15 @@ def written_over(file, text: bytes):
 @pytest.mark.parametrize(
     ("make", "destination", "format", "words"),
     [
-        (written_over("merges.txt", b"\xff\xfe"), "new", "official", "merges.txt is not text in UTF-8"),
-        (lambda t: P16, "new.pt", "single", "new.pt' is no name for a safetensors file"),
-        (lambda t: shutil.copytree(P16, t / "copy"), "copy", "single", "copy belongs to the folder that is read"),
-        (lambda t: diffusers(P16, t / "copy"), "copy/projector/x.sft", "single", "projector belongs to the folder"),
+        (written_over("merges.txt", b"\xff\xfe"), "new", "official", "merges.txt .*UTF-8"),
+        (lambda t: P16, "new.pt", "single", "new.pt' must end in .safetensors"),
+        (lambda t: shutil.copytree(P16, t / "copy"), "copy", "single", "/copy .*another destination"),
+        (
+            lambda t: diffusers(P16, t / "copy"),
+            "copy/projector/x.sft",
+            "single",
+            "/copy/projector .*another destination",
+        ),
         (lambda t: P16, "file/new", "official", "file/new/.* cannot be written"),
     ],
 )
@@ -288,7 +293,7 @@ def test_numbers_too_large_for_fp16_are_said(tmp_path):
 def test_a_full_disk_is_said_beforehand(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("bitdance_core.convert.shutil.disk_usage", lambda _: usage(1, 1, 1000))
-    with pytest.raises(BitDanceError, match="are to be written, but the disk of .* has 0.0 GB free"):
+    with pytest.raises(BitDanceError, match=r"\d\.\d GB.* disk of .* 0.0 GB"):
         convert(P16, tmp_path / "x.safetensors", "single")
     assert not list(tmp_path.iterdir())
 

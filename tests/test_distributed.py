@@ -67,7 +67,7 @@ def test_a_killed_worker_loses_nothing(tmp_path):
     kill_who_draws(tmp_path, run)
     stdout, stderr = run.communicate(timeout=120)
     assert run.returncode == 0, stderr
-    assert stdout.splitlines()[-1] == f"{out / 'manifest.jsonl'} (8 prompts, 0 of them drawn before)"
+    assert stdout.splitlines()[-1] == f"{out / 'manifest.jsonl'} (8 prompts, 0 of them drawn earlier)"
     assert "8/8" in stderr and "Traceback" not in stderr  # Ray itself says on stdout that a worker died
     assert sorted(manifest(out)) == [f"{k:05}" for k in range(8)]
     check_files(out)

@@ -229,17 +229,17 @@ def test_operations_are_passed_in():
     ("change", "message"),
     [
         ({"norm.weight": None}, "norm.weight is missing"),
-        ({"norm.weight": (60,)}, "width of 60, not a multiple of 64; class tokens of 512 features"),
+        ({"norm.weight": (60,)}, "width of 60, .* 64; class tokens of 512 features"),
         ({"pos_for_diff.weight": (250, 64)}, "grid of 250 tokens, not a square"),
-        ({"pos_for_diff.weight": (225, 64)}, "grid of 15 tokens a side, not a multiple"),
+        ({"pos_for_diff.weight": (225, 64)}, "grid side of 15 tokens"),
         ({"query_token": (1, 4, 64)}, "patches of 5 tokens, not squares"),
         ({"cls_embedding.weight": (1, 512)}, "1 rows of classes"),
-        ({"layers.0.feed_forward.w1.weight": (511, 64)}, "odd widths"),
+        ({"layers.0.feed_forward.w1.weight": (511, 64)}, r"\[511, "),
         ({f"layers.{i}.x": (1,) for i in range(600)}, "600 layers"),
         ({"head.net.ada_ln_blocks.2.weight": (384, 64)}, "3 adaLN layers"),
         ({"head.net.cond_embed.weight": (64, 32)}, "a head for 32 features"),
-        ({"layers.0.feed_forward.w1.weight": (2**40, 64)}, "read off its 2 dimensions"),
-        ({"cls_embedding.weight": (11, 0)}, "read off its 2 dimensions"),
+        ({"layers.0.feed_forward.w1.weight": (2**40, 64)}, "w1.weight .* 2 dimensions"),
+        ({"cls_embedding.weight": (11, 0)}, "cls_embedding.weight .* 2 dimensions"),
     ],
 )
 def test_shapes_that_make_no_model_are_named(change, message):
@@ -284,7 +284,7 @@ def test_a_converted_model_finds_its_tokenizer_in_comfyuis_folder(tmp_path):
     ("name", "words"),
     [
         ("BitDance-B-4x", "python -m bitdance_core download BitDance-B-4x"),
-        ("shallowdream204/BitDance-ImageNet", "no file at .* holds several models; .* download NAME"),
+        ("shallowdream204/BitDance-ImageNet", "shallowdream204/BitDance-ImageNet.* download NAME.*BitDance-B-4x"),
         ("none.pt", "no model at 'none.pt'"),
     ],
 )

@@ -147,9 +147,9 @@ def drop(*prefixes):
             lambda f: [f[1], f[2], P16 / "tokenizer.json"],
             "_vae.safetensors: tokenizer; missing: projector, head",
         ),
-        (lambda f: [f[0], f[0], f[1], f[2]], "stands in bitdance_diffusion_models.safetensors too"),
-        (lambda f: f, "tokenizer.json is missing; put it beside"),
-        (lambda f: [*f, P64 / "tokenizer.json"], "mixed files: the prompt tokenizer has ids up to 452"),
+        (lambda f: [f[0], f[0], f[1], f[2]], "also in bitdance_diffusion_models.safetensors"),
+        (lambda f: f, "tokenizer.json is missing.*beside the language model's file.*bitdance_core convert"),
+        (lambda f: [*f, P64 / "tokenizer.json"], "prompt tokenizer .*452, the language model"),
         (lambda f: [*f, P16 / "config.json"], "not a tokenizer file"),
         (lambda f: [*f, f[0].with_name("none.safetensors")], "none.safetensors is missing"),
     ],
@@ -162,7 +162,7 @@ def test_sets_that_are_no_model_are_refused(tmp_path, make, words):
 def test_a_64x_head_with_a_16x_tokenizer_is_refused(tmp_path):
     folder = shutil.copytree(P64, tmp_path / "mixed")
     shutil.copy(P16 / "tokenizer.json", folder)
-    with pytest.raises(BitDanceError, match="mixed files: the head draws 64 tokens at once, .* queries for 16"):
+    with pytest.raises(BitDanceError, match="head .*64 tokens.*prompt tokenizer .*16"):
         load(folder)
 
 
@@ -170,7 +170,7 @@ def test_a_16x_head_in_a_64x_folder_is_refused(tmp_path):
     folder = shutil.copytree(P64, tmp_path / "mixed")
     for name in ("vision_head_config.json", "vision_head.safetensors"):
         shutil.copy(P16 / name, folder)
-    with pytest.raises(BitDanceError, match="mixed files: the head draws 16 tokens at once, .* queries for 64"):
+    with pytest.raises(BitDanceError, match="head .*16 tokens.*prompt tokenizer .*64"):
         load(folder)
 
 
@@ -188,7 +188,7 @@ def narrower(tensors):
 def test_another_models_text_encoder_is_refused(tmp_path):
     files = three_files(P16, tmp_path)
     save_file(narrower(load_file(files[1])), files[1])
-    with pytest.raises(BitDanceError, match="language model 64 wide, .* the language model is 32 wide"):
+    with pytest.raises(BitDanceError, match="language model of width 64, found .* width 32"):
         load([*files, P16 / "tokenizer.json"])
 
 
@@ -198,7 +198,7 @@ def test_a_text_encoder_without_bitdances_tokens_is_refused(tmp_path):
     tensors = load_file(files[1])
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:320].contiguous()
     save_file(tensors, files[1])
-    with pytest.raises(BitDanceError, match="ids up to 404, the language model's vocabulary is 320"):
+    with pytest.raises(BitDanceError, match="404, the language model .*320"):
         load([*files, P16 / "tokenizer.json"])
 
 
@@ -217,10 +217,10 @@ def test_a_scale_that_fits_nothing_is_refused(tmp_path):
     tensors = load_file(files[0])
     name = next(k for k in tensors if k.endswith(".weight_scale"))
     save_file({**tensors, name: torch.ones(3)}, files[0])
-    with pytest.raises(BitDanceError, match=r"its scale \[3\]; it must be one, or one a row"):
+    with pytest.raises(BitDanceError, match=r"scale \[3\].* one per row \(\d+\)"):
         load([*files, P16 / "tokenizer.json"])
     save_file({**tensors, "diffusion_head.net.nothing.weight_scale": torch.ones(())}, files[0])
-    with pytest.raises(BitDanceError, match="nothing.weight_scale is a scale without its weight"):
+    with pytest.raises(BitDanceError, match="nothing.weight_scale .*nothing.weight"):
         load([*files, P16 / "tokenizer.json"])
 
 
@@ -233,7 +233,7 @@ def test_a_format_of_comfyuis_own_is_named(tmp_path):
     packed = {name: torch.zeros(rows, columns // 2, dtype=torch.uint8)}
     note = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
     save_file({**tensors, **packed, name.replace("weight", "comfy_quant"): note}, files[0])
-    with pytest.raises(BitDanceError, match="only ComfyUI's own layers compute in .*wqkv.weight is nvfp4"):
+    with pytest.raises(BitDanceError, match="1 in a format.*ComfyUI.*wqkv.weight is nvfp4"):
         load([*files, P16 / "tokenizer.json"])
 
 
@@ -241,7 +241,7 @@ def test_parts_under_two_names_are_refused(tmp_path):
     parts = tensors_of(P16)
     twice = {p + k: v.clone() for p in ("projector.", "model.projector.") for k, v in parts["projector"].items()}
     save_file(twice | parts["diffusion_head"], tmp_path / "twice.safetensors")
-    with pytest.raises(BitDanceError, match="are the same tensor of the projector"):
+    with pytest.raises(BitDanceError, match="twice.safetensors: projector.* model.projector.* projector$"):
         load([tmp_path / "twice.safetensors"])
 
 
@@ -261,7 +261,7 @@ def test_whole_files_cast_to_fp8(tmp_path):
 def test_parts_that_were_converted_apart_keep_their_own_configurations(tmp_path):
     """A 16x head beside a 64x text encoder says so itself; a tokenizer of the same network may come from either."""
     a, b = (convert(folder, tmp_path / folder.name, "comfy", name="x") for folder in (P16, P64))
-    with pytest.raises(BitDanceError, match="the head draws 16 tokens at once, .* queries for 64"):
+    with pytest.raises(BitDanceError, match="head .*16 tokens.*prompt tokenizer .*64"):
         load([a[2], b[1], b[0]])
     assert load([a[2], a[1], b[0]]).config.tokens_per_patch == 16
 

@@ -5,10 +5,10 @@ import re
 import pytest
 
 import memory_table
-from bitdance_core.config import PUBLISHED
+from bitdance_core.config import PUBLISHED_CONFIGS
 
 
-@pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: config.family)
+@pytest.mark.parametrize("config", PUBLISHED_CONFIGS, ids=lambda config: config.family)
 def test_the_weights_are_the_published_parameters(config):
     """13.2e9 in the layers and 1.76e9 in the head (SPEC.md section 1), at two bytes, or near one."""
     language_model, head = memory_table.parts_of(config, 16)
@@ -20,7 +20,7 @@ def test_the_weights_are_the_published_parameters(config):
 @pytest.mark.parametrize("bits", memory_table.PRECISIONS.values())
 def test_what_stays_and_what_is_streamed(bits):
     """All of it where there is room; the less room, the more comes over the bus."""
-    config = PUBLISHED[0]
+    config = PUBLISHED_CONFIGS[0]
     whole = sum(memory_table.parts_of(config, bits))
     assert memory_table.split(config, bits, whole) == (memory_table.parts_of(config, bits)[0], 0.0)
     streamed = [memory_table.split(config, bits, share * whole)[1] for share in (0.9, 0.7, 0.5)]
@@ -30,7 +30,7 @@ def test_what_stays_and_what_is_streamed(bits):
 
 def test_the_14b_fits_at_fp8(capsys):
     """Under 19 GB with everything resident, under 11 GB with the language model streamed."""
-    config = PUBLISHED[0]
+    config = PUBLISHED_CONFIGS[0]
     drawing, (language_model, head) = memory_table.drawing_of(config, 1), memory_table.parts_of(config, 8)
     assert language_model + head + drawing < 19e9
     assert head + drawing + 2 * language_model / config.backbone.num_layers < 11e9

@@ -15,7 +15,7 @@ FILE = golden.DATA / "t2i_p16" / "tokenizer.json"
 PROMPTS = PromptTokenizer.from_file(FILE)
 DATA = json.loads(FILE.read_text())
 SPECIAL = {token["id"]: token["content"] for token in DATA["added_tokens"]}
-WHOLE = Tokenizer.from_file(str(FILE))
+HUGGING_FACE = Tokenizer.from_file(str(FILE))
 
 # prompts that forge control tokens, mixed with ordinary text
 words = st.one_of(st.text(max_size=8), st.sampled_from(["<|im_end|>", "<|im_start|>", "<|query_1|>", "<|", "\n"]))
@@ -31,12 +31,12 @@ def test_a_prompt_cannot_forge_control_tokens(prompt):
 @given(st.text(max_size=40).filter(lambda text: "<|" not in text))
 def test_ordinary_prompts_are_tokenized_as_one_string(prompt):
     text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    assert PROMPTS.conditional(prompt) == WHOLE.encode(text, add_special_tokens=False).ids
+    assert PROMPTS.conditional(prompt) == HUGGING_FACE.encode(text, add_special_tokens=False).ids
 
 
 def test_forged_tokens_survive_as_text():
     ids = PROMPTS.conditional("a <|im_end|> cat")
-    text = WHOLE.decode([i for i in ids if i not in SPECIAL], skip_special_tokens=False)
+    text = HUGGING_FACE.decode([i for i in ids if i not in SPECIAL], skip_special_tokens=False)
     assert "a <|im_end|> cat" in text
 
 
@@ -44,7 +44,7 @@ def test_opening_names_both_sides_and_the_queries():
     names = [SPECIAL[i] for i in PROMPTS.opening(8, 12, 16)]
     assert names == ["<|vision_start|>", "<|res_8|>", "<|res_12|>", *(f"<|query_{i}|>" for i in range(1, 16))]
     assert PROMPTS.num_queries == 15
-    with pytest.raises(BitDanceError, match=r"lacks <\|res_500\|>"):
+    with pytest.raises(BitDanceError, match=r"<\|res_500\|>"):
         PROMPTS.opening(8, 500, 16)
 
 
@@ -55,5 +55,5 @@ def test_a_foreign_tokenizer_is_named(data):
 
 
 def test_a_tokenizer_without_our_tokens_is_refused():
-    with pytest.raises(BitDanceError, match=r"lacks <\|im_start\|>"):
+    with pytest.raises(BitDanceError, match=r"some.json: .*<\|im_start\|>"):
         PromptTokenizer({**DATA, "added_tokens": []}, "some.json")
