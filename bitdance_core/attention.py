@@ -1,4 +1,4 @@
-"""Attention as one opaque function: the model passes tensors, never a choice of kernel."""
+"""Attention as one function, which chooses the kernel; models only pass tensors."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention with scale head_dim^-0.5 and grouped key/value heads.
+    """Compute softmax attention with scale head_dim^-0.5 and grouped key/value heads.
 
     q [B, H, T, D], k and v [B, H_kv, S, D] with H a multiple of H_kv; mask bool, broadcastable to [B, H_kv, T, S],
-    True = may look, None = everything. Returns [B, H, T, D].
+    True = attend, None = no mask. Returns [B, H, T, D].
     """
     if flash_attention_fits(q, mask):
         return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     if q.shape[1] == k.shape[1]:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # heads that share keys stand as more queries of one head: so every kernel takes them, with a mask and without
+    # fold the heads that share keys into more queries of one head: every kernel accepts that, with and without a mask
     groups = q.shape[1] // k.shape[1]
     if mask is not None and mask.shape[-2] > 1:
         mask = torch.cat([mask] * groups, dim=-2)
@@ -35,7 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def flash_attention_fits(q: Tensor, mask: Tensor | None) -> bool:
-    """FlashAttention is installed and takes these tensors: unmasked half precision on an Ampere GPU or newer."""
+    """Return whether FlashAttention is installed and supports q: unmasked half precision on an Ampere GPU or newer."""
     return (
         flash_attn_func is not None
         and mask is None

@@ -1,4 +1,4 @@
-"""The binary tokenizer: a convolutional autoencoder whose code is the sign of its encoder's output.
+"""The binary tokenizer: a convolutional autoencoder; the bits are the signs of the encoder's output.
 
 Lookup-free quantization as in MAGVIT-v2 (Yu et al. 2023); parameter names are the published files'.
 """
@@ -21,7 +21,7 @@ NORM = {"num_groups": 32, "eps": 1e-6}
 
 
 class Level(NamedTuple):
-    """Residual blocks from one width to another, then a change of size to the next level's (None: there is none)."""
+    """Residual blocks from `width_in` to `width_out`, then a resize to `width_next` (None: the last level)."""
 
     width_in: int
     width_out: int
@@ -30,7 +30,7 @@ class Level(NamedTuple):
 
 
 def encoder_levels(config: AutoencoderConfig) -> list[Level]:
-    """Finest first, the order in which they are passed. A UniWeTok changes width with size, others before it."""
+    """List the encoder's levels, finest first. A UniWeTok changes width with the resize, others before it."""
     if config.attention is not None:
         half = config.attention.encoder
         return [Level(w, w, after, n) for w, after, n in zip(half.widths, (*half.widths[1:], None), half.res_blocks)]
@@ -40,7 +40,7 @@ def encoder_levels(config: AutoencoderConfig) -> list[Level]:
 
 
 def decoder_levels(config: AutoencoderConfig) -> list[Level]:
-    """Finest first, the last to be passed."""
+    """List the decoder's levels, finest first, though the decoder runs them coarsest first."""
     if config.attention is not None:
         half = config.attention.decoder
         return [Level(w, w, after, n) for w, after, n in zip(half.widths, (None, *half.widths), half.res_blocks)]
@@ -88,18 +88,19 @@ class EncoderLevel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels [B, 3, H, W] in [-1, 1] -> [B, C, H/s, W/s], whose sign is the code."""
+    """Encode pixels [B, 3, H, W] in [-1, 1] as [B, C, H/s, W/s], whose signs are the bits."""
 
     def __init__(self, config: AutoencoderConfig, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
         options = {"device": device, "dtype": dtype}
-        levels, own = encoder_levels(config), config.attention
-        width, count = levels[-1].width_out, own.encoder.mid_res_blocks if own else config.num_res_blocks
-        self.is_uniwetok = own is not None
+        levels, uniwetok = encoder_levels(config), config.attention
+        width = levels[-1].width_out
+        count = uniwetok.encoder.mid_res_blocks if uniwetok else config.num_res_blocks
+        self.is_uniwetok = uniwetok is not None
         self.conv_in = operations.Conv2d(3, levels[0].width_in, 3, padding=1, bias=False, **options)
         self.down = nn.ModuleList(EncoderLevel(level, operations, device, dtype) for level in levels)
-        if own and own.encoder.attention_blocks:
-            parts = attention_blocks(own.encoder, own.num_heads, attend, operations, device, dtype)
+        if uniwetok and uniwetok.encoder.attention_blocks:
+            parts = attention_blocks(uniwetok.encoder, uniwetok.num_heads, attend, operations, device, dtype)
             self.register_token, self.mid_attn_blocks = parts
         self.mid_block = _blocks(count, width, width, operations, device, dtype)
         self.norm_out = operations.GroupNorm(num_channels=width, **NORM, **options)
@@ -119,7 +120,7 @@ class Encoder(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """Group normalisation, scaled and shifted by the spread and the mean of the image's bits."""
+    """Group normalisation, scaled by the standard deviation and shifted by the mean of the image's bits."""
 
     def __init__(self, bits: int, width: int, operations, device, dtype) -> None:
         super().__init__()
@@ -134,15 +135,18 @@ class AdaptiveNorm(nn.Module):
 
 
 def bit_statistics(bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread over space of bits [B, C, h, w], each [B, C]. They belong to the whole image, not to a tile."""
-    # the unbiased variance of a single token does not exist; its spread is 0
+    """Compute mean and standard deviation over space of bits [B, C, h, w], each [B, C].
+
+    Tiles must use the statistics of the whole image.
+    """
+    # a single token has no unbiased variance: take 0
     correction = min(1, bits.shape[2] * bits.shape[3] - 1)
     var, mean = torch.var_mean(bits, dim=(2, 3), correction=correction)
     return mean, (var + 1e-6).sqrt()
 
 
 class Upsample(nn.Module):
-    """Twice the size: a convolution to four times the channels, then depth to space."""
+    """Double height and width: a convolution to four times the channels, then depth to space."""
 
     def __init__(self, width_in: int, width_out: int, operations, device, dtype) -> None:
         super().__init__()
@@ -167,17 +171,21 @@ class DecoderLevel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Bits [B, C, h, w] -> pixels [B, 3, s*h, s*w], about [-1, 1]. A GAN decoder takes noise of the bits' shape too."""
+    """Decode bits [B, C, h, w] to pixels [B, 3, s*h, s*w], about in [-1, 1].
+
+    A GAN decoder also takes noise of the same shape as the bits.
+    """
 
     def __init__(self, config: AutoencoderConfig, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
         options = {"device": device, "dtype": dtype}
-        levels, own = decoder_levels(config), config.attention
-        width, count = levels[-1].width_in, own.decoder.mid_res_blocks if own else config.num_res_blocks
+        levels, uniwetok = decoder_levels(config), config.attention
+        width = levels[-1].width_in
+        count = uniwetok.decoder.mid_res_blocks if uniwetok else config.num_res_blocks
         bits_in = config.bits * (2 if config.gan_decoder else 1)
         self.conv_in = operations.Conv2d(bits_in, width, 3, padding=1, **options)
-        if own and own.decoder.attention_blocks:
-            parts = attention_blocks(own.decoder, own.num_heads, attend, operations, device, dtype)
+        if uniwetok and uniwetok.decoder.attention_blocks:
+            parts = attention_blocks(uniwetok.decoder, uniwetok.num_heads, attend, operations, device, dtype)
             self.register_token, self.mid_attn_blocks = parts
         self.mid_block = _blocks(count, width, width, operations, device, dtype)
         self.adaptive = nn.ModuleList(
@@ -190,7 +198,7 @@ class Decoder(nn.Module):
     def forward(
         self, bits: Tensor, noise: Tensor | None = None, statistics: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """`statistics`: the `bit_statistics` of the whole image, where `bits` are a tile of it."""
+        """Decode; `statistics` are the `bit_statistics` of the whole image if `bits` are a tile of it."""
         if statistics is None:
             statistics = bit_statistics(bits)
         x = self.conv_in(bits if noise is None else torch.cat((bits, noise), dim=1))
@@ -205,7 +213,7 @@ class Decoder(nn.Module):
 
 
 class BinaryAutoencoder(nn.Module):
-    """Plain, GAN and UniWeTok. `operations` and `attend` as for `Backbone`."""
+    """A binary tokenizer: plain, GAN or UniWeTok. `operations` and `attend` as for `Backbone`."""
 
     def __init__(
         self,
@@ -221,11 +229,11 @@ class BinaryAutoencoder(nn.Module):
         self.decoder = Decoder(config, attend, operations, device, dtype)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> bits [B, C, H/s, W/s] in {-1, +1}."""
+        """Encode pixels [B, 3, H, W] in [-1, 1] to bits [B, C, H/s, W/s] in {-1, +1}."""
         return binarize(self.encoder(pixels))
 
     def decode(self, bits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Bits [B, C, h, w] in {-1, +1} -> pixels [B, 3, s*h, s*w], about [-1, 1].
+        """Decode bits [B, C, h, w] in {-1, +1} to pixels [B, 3, s*h, s*w], about in [-1, 1].
 
         A GAN decoder draws its noise from `generator`, on the generator's device (None: torch's global one).
         """

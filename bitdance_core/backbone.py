@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attention import AttentionFn, attention
 from .config import BackboneConfig
 from .kv_cache import KVCache
-from .rope import apply_rope, rope_tables
+from .rope import rotate_halves, sequence_rope_tables
 
 
 class SelfAttention(nn.Module):
@@ -32,15 +32,17 @@ class SelfAttention(nn.Module):
         def heads(y: Tensor) -> Tensor:  # [B, T, H * D] -> [B, T, H, D]
             return y.unflatten(-1, (-1, self.head_dim))
 
-        q = apply_rope(self.q_norm(heads(self.q_proj(x))).transpose(1, 2), *rope)
-        k = apply_rope(self.k_norm(heads(self.k_proj(x))).transpose(1, 2), *rope)
+        q = rotate_halves(self.q_norm(heads(self.q_proj(x))).transpose(1, 2), *rope)
+        k = rotate_halves(self.k_norm(heads(self.k_proj(x))).transpose(1, 2), *rope)
         v = heads(self.v_proj(x)).transpose(1, 2)
         if cache is not None:
             k, v = cache.write(layer, k, v)
         return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
-class SwiGLU(nn.Module):
+class GatedMLP(nn.Module):
+    """Qwen3's SwiGLU: down(SiLU(gate) * up), with three matrices."""
+
     def __init__(self, config: BackboneConfig, operations, device, dtype) -> None:
         super().__init__()
         options = {"bias": False, "device": device, "dtype": dtype}
@@ -57,7 +59,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         norm = {"eps": config.rms_norm_eps, "device": device, "dtype": dtype}
         self.self_attn = SelfAttention(config, attend, operations, device, dtype)
-        self.mlp = SwiGLU(config, operations, device, dtype)
+        self.mlp = GatedMLP(config, operations, device, dtype)
         self.input_layernorm = operations.RMSNorm(config.hidden_size, **norm)
         self.post_attention_layernorm = operations.RMSNorm(config.hidden_size, **norm)
 
@@ -67,7 +69,7 @@ class DecoderLayer(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Qwen3 without its lm_head, which drawing never needs.
+    """Qwen3 without its lm_head, which drawing does not need.
 
     `operations` is a namespace of layer classes (`torch.nn`, or a host's own); `attend` is an `AttentionFn`.
     """
@@ -92,12 +94,12 @@ class Backbone(nn.Module):
     def forward(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None = None
     ) -> Tensor:
-        """Final hidden states [B, T, D] of embeddings [B, T, D] at sequence positions [B, T].
+        """Return the final hidden states [B, T, D] of embeddings [B, T, D] at sequence positions [B, T].
 
-        With a cache the keys are the past plus this block, which then joins the past; mask is bool, broadcastable to
-        [B, H, T, past + T], True = may look, None = the whole past and the whole block, in both directions.
+        With a cache, tokens attend to the cached past and to this block, which is then appended to the cache. `mask` is
+        bool, broadcastable to [B, H, T, past + T], True = attend; None = the whole past and block, in both directions.
         """
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype)
+        rope = sequence_rope_tables(positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype)
         x = embeddings
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, mask, cache, index)

@@ -1,4 +1,4 @@
-"""Edits of bit grids that need no model: pad, vary, blend, look inside. All bits are bool [n, C, h, w]."""
+"""Edit bit grids without a model: pad, vary, blend, compare, show. All bits are bool [n, C, h, w]."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .errors import BitDanceError
 
 
 def pad(bits: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
-    """Larger by tokens on each side, which repeat the token at the border."""
+    """Add tokens on each side, which repeat the token at the border."""
     return F.pad(bits.float(), (left, right, top, bottom), mode="replicate") > 0.5
 
 
 def vary(bits: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Flip `share` of every picture's bits, rounded to whole bits, drawn from a generator on the CPU."""
+    """Flip a random `share` (0 to 1) of each picture's bits; `generator` is on the CPU."""
     if not 0 <= share <= 1:
-        raise BitDanceError(f"the share of bits to flip must be a number from 0 to 1, found {share!r}")
+        raise BitDanceError(f"the share of bits to flip must be from 0 to 1, found {share!r}")
     flat = bits.flatten(1).clone()
     count = round(share * flat.shape[1])
     for row in flat:
@@ -29,7 +29,7 @@ def vary(bits: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def blend(below: Tensor, above: Tensor, mask: Tensor) -> Tensor:
-    """`above` at the tokens where mask (n or 1, h, w), bool, is set, `below` elsewhere."""
+    """Take tokens from `above` where the bool mask (n or 1, h, w) is set, from `below` elsewhere."""
     if below.shape[1:] != above.shape[1:] or len({len(below), len(above)} - {1}) > 1:
         raise BitDanceError(
             f"only bits of one grid can be blended, found {list(below.shape)} and {list(above.shape)} "
@@ -39,7 +39,7 @@ def blend(below: Tensor, above: Tensor, mask: Tensor) -> Tensor:
 
 
 def differing(first: Tensor, second: Tensor) -> Tensor:
-    """Share of differing bits in each token (normalised Hamming distance), float32 [n, h, w]."""
+    """Return the share of differing bits of each token (normalised Hamming distance), float32 [n, h, w]."""
     if first.shape[1:] != second.shape[1:] or len({len(first), len(second)} - {1}) > 1:
         raise BitDanceError(
             f"only bits of one grid can be compared, found {list(first.shape)} and {list(second.shape)}"
@@ -48,7 +48,7 @@ def differing(first: Tensor, second: Tensor) -> Tensor:
 
 
 def planes(bits: Tensor, scale: int, gap: int = 2) -> Tensor:
-    """Every bit's plane as a small black-and-white picture, in reading order, float32 [n, H, W] in [0, 1]."""
+    """Show each bit's plane in black and white, side by side in reading order, float32 [n, H, W] in [0, 1]."""
     n, channels, height, width = bits.shape
     columns = math.ceil(math.sqrt(channels * height / width))
     rows = math.ceil(channels / columns)
@@ -60,7 +60,7 @@ def planes(bits: Tensor, scale: int, gap: int = 2) -> Tensor:
 
 
 def bars(shares: Tensor, width: int, height: int) -> Tensor:
-    """A white bar on grey for each of `shares` [C] in [0, 1], from left to right, float32 [height, width]."""
+    """Show `shares` [C] in [0, 1] as white bars on grey, from left to right, float32 [height, width]."""
     columns = (torch.arange(width) * len(shares) // width).clamp_max(len(shares) - 1)
     levels = (torch.arange(height, 0, -1) - 0.5) / height
     return torch.where(levels[:, None] < shares[columns], 1.0, 0.5)

@@ -1,7 +1,7 @@
-"""The 1000 classes of ImageNet-1k by name: line i of imagenet_classes.txt, counted from 0, is class i.
+"""Look up the 1000 classes of ImageNet-1k by name: line i of imagenet_classes.txt, counted from 0, is class i.
 
-The names are those of torchvision (BSD-3-Clause), `ResNet50_Weights.DEFAULT.meta["categories"]`; only its Cardigan, a
-dog, and its cardigan, a garment, say here which they are.
+The names are those of torchvision (BSD-3-Clause), `ResNet50_Weights.DEFAULT.meta["categories"]`; except
+that Cardigan (the dog) and cardigan (the garment) are marked as such here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ LABEL = re.compile(r"(\d{1,9}): *(.+)")  # as in `class_labels`
 
 
 def class_names() -> list[str]:
-    """Name i is class i's."""
+    """Return the names of the classes; name i belongs to class i."""
     return list(_names())
 
 
 def class_labels() -> list[str]:
-    """Number and name of every class, such as "207: golden retriever", in their order."""
+    """Return number and name of every class in order, such as "207: golden retriever"."""
     return [f"{number}: {name}" for number, name in enumerate(_names())]
 
 
 def class_index(name_or_number: str | int) -> int:
-    """The number of a class by its name in any case, its number or its label. Raises BitDanceError with close names."""
+    """Return the number of a class, given its name (in any case), number or label.
+
+    Raises BitDanceError, which lists close names, for an unknown class.
+    """
     if not isinstance(name_or_number, str):
         return whole_number("a class", name_or_number, least=0, most=len(_names()) - 1)
     text = " ".join(name_or_number.split())
@@ -39,20 +42,20 @@ def class_index(name_or_number: str | int) -> int:
     index = _numbers().get(name.casefold())
     if index is None:
         close = ", ".join(_close(name.casefold()))
-        hint = f"close names: {close}" if close else "give an ImageNet class by its name, or its number from 0 to 999"
+        hint = f"close names: {close}" if close else "give an ImageNet class by name, or by number from 0 to 999"
         raise BitDanceError(f"there is no class '{name}'; {hint}")
     if label and int(label[1]) != index:
-        raise BitDanceError(f"'{text}' names two classes: {name} is number {index}, {label[1]} is another")
+        raise BitDanceError(f"'{text}' names two classes: {name} is number {index}, not {label[1]}")
     return index
 
 
 def parse_classes(text: str) -> list[int]:
-    """Numbers of classes, by name, number or label, that commas, semicolons or new lines separate."""
+    """Parse classes, by name, number or label, separated by commas, semicolons or newlines; return their numbers."""
     return [class_index(entry) for entry in re.split(r"[,;\n]", text) if entry.strip()]
 
 
 def _close(name: str) -> list[str]:
-    """Up to three names that hold this one, or are written much like it."""
+    """Return up to three class names that contain `name` or are spelled similarly."""
     holding = [known for known in _numbers() if name and name in known]
     alike = difflib.get_close_matches(name, _numbers(), n=3)
     return [_names()[_numbers()[known]] for known in dict.fromkeys([*holding, *alike])][:3]

@@ -1,4 +1,4 @@
-"""Keys and values of the past, in memory allocated once per image."""
+"""Cache the keys and values of past tokens, in memory allocated once per call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .imagenet_config import ImageNetConfig
 
 
 class KVCache:
-    """A static cache for `batch` sequences of exactly `capacity` tokens. It lives as long as one call.
+    """A preallocated cache for `batch` sequences of `capacity` tokens, which lives as long as one call.
 
-    Every layer of a pass writes its block behind `length`; `advance` then makes the block part of the past. What has
-    not been written is 0: a mask hides it where it is looked at, which would not hide NaN.
+    In a pass, every layer writes its block after the first `length` entries; `advance` then adds the block to `length`.
+    Unwritten entries are zero, because a masked NaN would still poison the softmax.
     """
 
     def __init__(
@@ -42,14 +42,15 @@ class KVCache:
         self.length += count
 
     def at(self, places: Tensor) -> PlacedCache:
-        """The same memory for one pass over tokens at `places` [T]."""
+        """Return a view of the cache for one pass over tokens at the entries `places` [T]."""
         return PlacedCache(self._memory, places)
 
 
 class PlacedCache:
-    """A KVCache for one pass whose places are a tensor and whose shapes are the same wherever they are, so that the
-    pass can be recorded as a graph: it shows the whole memory, of which the caller's mask chooses. Whoever replays the
-    pass advances the KVCache.
+    """A view of a KVCache for a pass that is captured as a graph: entries are a tensor, shapes never change.
+
+    Attention sees the whole memory, so the caller masks unwritten entries. The caller of the replayed pass advances the
+    KVCache.
     """
 
     def __init__(self, memory: Tensor, places: Tensor) -> None:
@@ -57,7 +58,7 @@ class PlacedCache:
         self._places = places
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As KVCache's, but all of the memory comes back."""
+        """Store k and v like KVCache.write; return the whole memory of the layer."""
         keys, values = self._memory[layer]
         keys.index_copy_(2, self._places, k)
         values.index_copy_(2, self._places, v)

@@ -1,5 +1,6 @@
-"""Transformer blocks with packed weights and two-dimensional rotary positions: of the class-conditional models and of
-the UniWeTok tokenizer (parameter names are the published files').
+"""Transformer blocks with packed weights and two-dimensional rotary positions.
+
+Used by the class-conditional models and the UniWeTok tokenizer; parameter names are the published files'.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ Rope = tuple[Tensor, Tensor]  # cos and sin [T, head_dim / 2]
 
 
 def rope_tables(coordinates: Tensor, head_dim: int, dtype: torch.dtype) -> Rope:
-    """(x, y) of each token [T, 2] -> cos and sin [T, head_dim / 2]; the first half turns with x, the second with y."""
+    """Compute cos and sin [T, head_dim / 2] of coordinates (x, y) [T, 2]; the first half is for x, the second for y."""
     half = head_dim // 2
     exponents = torch.arange(0, half, 2, device=coordinates.device, dtype=torch.float32) / half
     angles = (coordinates.float()[..., None] * THETA**-exponents).flatten(-2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def apply_rope(x: Tensor, rope: Rope) -> Tensor:
+def rotate_pairs(x: Tensor, rope: Rope) -> Tensor:
     """Rotate neighbouring pairs of x [B, H, T, head_dim]."""
     cos, sin = rope
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
@@ -33,15 +34,15 @@ def apply_rope(x: Tensor, rope: Rope) -> Tensor:
 
 
 def all_rows(table: nn.Embedding, like: Tensor) -> Tensor:
-    """Every vector of a learned table [n, D], on the device and in the dtype of `like`.
+    """Return every vector of a learned table, [n, D], on the device and in the dtype of `like`.
 
-    By a lookup, not by the weight: hosts move, cast and patch weights when their layers are called.
+    Looks the vectors up instead of using `table.weight`: hosts move, cast and patch weights when a layer is called.
     """
     return table(torch.arange(table.num_embeddings, device=like.device)).to(like.dtype)
 
 
 class SwiGLU(nn.Module):
-    """w2(SiLU(a) * b) with [a, b] = w1(x)."""
+    """Compute w2(SiLU(a) * b) with [a, b] = w1(x). Unlike `GatedMLP`, one matrix for both."""
 
     def __init__(self, width: int, hidden: int, width_out: int, bias: bool, operations, device, dtype) -> None:
         super().__init__()
@@ -63,14 +64,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         q, k, v = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3 x [B, H, T, D]
-        q, k = apply_rope(q, rope), apply_rope(k, rope)
+        q, k = rotate_pairs(q, rope), rotate_pairs(k, rope)
         if cache is not None:
             k, v = cache.write(layer, k, v)
         return self.wo(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each behind an RMSNorm. `operations` and `attend` as for `Backbone`."""
+    """RMSNorm and attention, then RMSNorm and SwiGLU. `operations` and `attend` as for `Backbone`."""
 
     def __init__(self, width: int, num_heads: int, hidden: int, attend: AttentionFn, operations, device, dtype) -> None:
         super().__init__()
@@ -83,6 +84,6 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """x [B, T, D]; mask and cache as for `Backbone`."""
+        """Transform x [B, T, D]; mask and cache as for `Backbone`."""
         x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer)
         return x + self.feed_forward(self.ffn_norm(x))

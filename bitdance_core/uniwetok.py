@@ -1,4 +1,4 @@
-"""What a UniWeTok tokenizer (arXiv 2602.14178) has beyond a plain one: attention among all tokens, in the middle."""
+"""Attention of a UniWeTok tokenizer (arXiv 2602.14178), which a plain one lacks: among all tokens, in the middle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .transformer import Block, all_rows, rope_tables
 def attention_blocks(
     half: HalfConfig, num_heads: int, attend: AttentionFn, operations, device, dtype
 ) -> tuple[nn.Embedding, nn.ModuleList]:
-    """The registers and the blocks of one half."""
+    """Build the registers and the attention blocks of the encoder or the decoder."""
     width = half.widths[-1]
     return operations.Embedding(half.registers, width, device=device, dtype=dtype), nn.ModuleList(
         Block(width, num_heads, half.intermediate_size, attend, operations, device, dtype)
@@ -22,21 +22,21 @@ def attention_blocks(
 
 
 def encoder_places(count: int, device: torch.device) -> Tensor:
-    """Where the tokens of one side lie for the encoder: from 1.5 to 8.5, whatever their count."""
+    """Return the encoder's coordinates of `count` tokens along a side: evenly from 1.5 to 8.5."""
     return 1.5 + 7 * torch.arange(count, device=device) / max(1, count - 1)
 
 
 def decoder_places(count: int, device: torch.device) -> Tensor:
-    """For the decoder: evenly, the last one at 8.5."""
+    """Return the decoder's coordinates of `count` tokens along a side: evenly, the last at 8.5."""
     return 1 + (torch.arange(count, device=device) + 0.5) * 7.5 / (count - 0.5)
 
 
 def attend_over_grid(
     x: Tensor, registers: nn.Embedding, blocks: nn.ModuleList, rows: Tensor, columns: Tensor
 ) -> Tensor:
-    """Feature maps [B, D, h, w] -> the same, each token having looked at all others and at the registers.
+    """Apply attention blocks to feature maps [B, D, h, w], among all tokens and the registers.
 
-    `rows` [h] and `columns` [w] are the tokens' places; a register's is 0.
+    `rows` [h] and `columns` [w] are the coordinates of the tokens; registers are at (0, 0).
     """
     height, width = x.shape[2:]
     tokens = x.flatten(2).transpose(1, 2)

@@ -1,12 +1,12 @@
-"""The eager baseline: the picture drawn as the official pipeline draws it, with the weights of our own model.
+"""The eager baseline: draw as the official pipeline does, with the weights of our own model.
 
-Each guidance branch is read in calls of its own, by transformers' Qwen3 with masks and a cache that grows by
-concatenation. The head takes both halves in one call, and embeds the time and the condition anew at every evaluation.
-Noise is drawn step by step where the generator lives, the last patch is read although nothing follows, and nothing is
-compiled or captured. What the numbers are is SPEC.md's; the core is used for its weights and its tables of positions.
+Each guidance branch has its own calls of transformers' Qwen3, with masks and a cache that grows by concatenation. The
+head evaluates both branches in one call, and embeds time and condition again at every evaluation. Noise is drawn at
+every step on the generator's device, the last patch is read although nothing follows, and nothing is compiled or
+captured. From the core it uses only weights and tables of positions.
 
-ImageNet models are treated alike, by layers of this file in place of transformers'. Their official code may well read
-both branches in one call; then the official one is faster than this baseline where the backbone counts.
+ImageNet models are drawn in the same way, with layers of this file instead of transformers'. Their official code may
+read both branches in one call; it is then faster than this baseline in the backbone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bitdance_core.head import DiffusionHead
 from bitdance_core.imagenet import ImageNetModel
 from bitdance_core.model import BitDance
 from bitdance_core.patches import Grid
-from bitdance_core.transformer import apply_rope, rope_tables
+from bitdance_core.transformer import rope_tables, rotate_pairs
 
 if TYPE_CHECKING:
     from transformers import Qwen3Model
@@ -36,7 +36,7 @@ SAMPLER = "euler_maruyama"  # the only one of the official pipeline
 
 
 class Baseline:
-    """`generate` takes what the core's takes, without edits."""
+    """Draws with `generate`, which has the arguments of the core's, except edits."""
 
     def __init__(self, model: BitDance | ImageNetModel, device: torch.device) -> None:
         self.model = model
@@ -60,7 +60,7 @@ class Baseline:
         assert sampling.sampler == SAMPLER
         head, patches = self.model.head, grid.num_patches
 
-        def draw(rows: int) -> Tensor:
+        def noise(rows: int) -> Tensor:
             shape = rows, grid.tokens_per_patch, head.config.bits
             return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
@@ -70,31 +70,32 @@ class Baseline:
         drawn = []
         for i in range(patches):
             guidance = sampling.guidance_of(i, patches)
-            apart = sampling.draws_apart(i, patches)
+            separate = sampling.draws_apart(i, patches)  # each branch has its own noise and result
             cond = torch.cat([h + reader.positions[i] for h, reader in zip(hidden, readers)])
-            cond = cond if apart or guidance > 1 else cond[:num_images]
+            cond = cond if separate or guidance > 1 else cond[:num_images]
 
             def predict(x: Tensor, t: Tensor, cond: Tensor = cond) -> Tensor:
                 check_cancelled(cancel)
                 halves = len(cond) // len(x)
                 return evaluate(head, x.to(dtype).repeat(halves, 1, 1), t.expand(len(cond)), cond).float()
 
-            sample = sample_patch(predict, partial(draw, len(cond) if apart else num_images), sampling, guidance)
+            rows = len(cond) if separate else num_images
+            sample = sample_patch(predict, partial(noise, rows), sampling, guidance)
             tokens = binarize(sample)
             drawn.append(tokens[:num_images])
             if callback is not None:
                 callback(i + 1, patches)
             check_cancelled(cancel)
-            own = tokens.chunk(len(readers)) if apart else [tokens] * len(readers)
-            hidden = [reader.read(rows.to(dtype), i) for reader, rows in zip(readers, own)]
+            per_branch = tokens.chunk(len(readers)) if separate else [tokens] * len(readers)
+            hidden = [reader.read(tokens.to(dtype), i) for reader, tokens in zip(readers, per_branch)]
         return grid.unpatchify(torch.stack(drawn, dim=1))
 
 
 def sample_patch(
-    predict: Callable[[Tensor, Tensor], Tensor], draw: Callable[[], Tensor], sampling: Sampling, guidance: float
+    predict: Callable[[Tensor, Tensor], Tensor], noise: Callable[[], Tensor], sampling: Sampling, guidance: float
 ) -> Tensor:
-    """SPEC.md section 6, a step at a time; with guidance > 1 `predict` returns both halves."""
-    x = draw()
+    """Draw a patch with Euler-Maruyama, a step at a time; with guidance > 1 `predict` returns both branches."""
+    x = noise()
     shift = 1 / sampling.time_shift
     times = torch.linspace(0, 0.95, sampling.steps + 1, device=x.device)
     times = shift / (shift + (1 / times - 1))
@@ -107,13 +108,13 @@ def sample_patch(
     for dt in times.diff():
         v = velocity(x, t)
         score = (t * v - x) / ((1 - t) ** 2 + t * (1 - t))
-        x = x + (v + (1 - t) * score) * dt + (2 * (1 - t) * dt).sqrt() * draw()
+        x = x + (v + (1 - t) * score) * dt + (2 * (1 - t) * dt).sqrt() * noise()
         t = t + dt
     return x + 0.05 * velocity(x, torch.full_like(t, 0.95))
 
 
 def evaluate(head: DiffusionHead, x: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
-    """SPEC.md section 5 in full: x [B, P, C], t [B], hidden [B, P, D] -> the estimate of the bits [B, P, C]."""
+    """Evaluate the whole head: x [B, P, C], t [B], hidden [B, P, D] -> predicted bits [B, P, C]."""
     config = head.config
     frequencies = torch.exp(-math.log(10000) / 128 * torch.arange(128, device=t.device))
     angles = 1000 * t[:, None] * frequencies
@@ -143,13 +144,15 @@ def evaluate(head: DiffusionHead, x: Tensor, t: Tensor, hidden: Tensor) -> Tenso
 
 
 def visible(past: int, count: int, causal: bool, device: torch.device | str) -> Tensor:
-    """[count, past + count], True = may look: `count` tokens look at the past, and at each other or only back."""
+    """Return the mask [count, past + count], True = attend: tokens attend to the past, and to each other, or only to
+    earlier ones (`causal`).
+    """
     mask = torch.ones(count, past + count, dtype=torch.bool, device=device)
     return mask.tril(past) if causal else mask
 
 
 class TextBranch:
-    """One prompt, `num_images` times, and transformers' memory of it."""
+    """One prompt, repeated for `num_images` images, with transformers' KV cache."""
 
     def __init__(
         self,
@@ -191,7 +194,7 @@ class TextBranch:
 
 
 class ClassBranch:
-    """One class for each image, and a growing memory of what was read."""
+    """One class per image, with a KV cache that grows by concatenation."""
 
     def __init__(
         self,
@@ -214,7 +217,7 @@ class ClassBranch:
         places = torch.stack(torch.meshgrid(*sides, indexing="ij")).flip(0)  # x and y [2, h, w]
         self.places = grid.patchify(places[None])[0]  # [patches, P, 2]
         self.model = model
-        self.memory: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer
+        self.cache: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer
 
     def prefill(self) -> Tensor:
         nowhere = torch.zeros(self.embeddings.shape[1], 2, device=self.embeddings.device)
@@ -226,17 +229,17 @@ class ClassBranch:
         return self._run(self.model.proj_in(tokens), self.places[patch])
 
     def _run(self, x: Tensor, places: Tensor, causal: bool = False) -> Tensor:
-        past = self.memory[0][0].shape[2] if self.memory else 0
+        past = self.cache[0][0].shape[2] if self.cache else 0
         mask = visible(past, x.shape[1], causal, x.device)
         rope = rope_tables(places, self.model.config.head_dim, x.dtype)
         x = self.model.emb_norm(x)
         for index, layer in enumerate(self.model.layers):
             qkv = layer.attention.wqkv(layer.attention_norm(x)).unflatten(-1, (3, self.model.config.num_heads, -1))
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
+            q, k = rotate_pairs(q, rope), rotate_pairs(k, rope)
             if past:
-                k, v = [torch.cat(pair, dim=2) for pair in zip(self.memory[index], (k, v))]
-            self.memory[index : index + 1] = [(k, v)]
+                k, v = [torch.cat(pair, dim=2) for pair in zip(self.cache[index], (k, v))]
+            self.cache[index : index + 1] = [(k, v)]
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             x = x + layer.attention.wo(attended.transpose(1, 2).flatten(2))
             x = x + layer.feed_forward(layer.ffn_norm(x))
@@ -244,15 +247,15 @@ class ClassBranch:
 
 
 def share_with_qwen3(model: BitDance, device: torch.device) -> Qwen3Model:
-    """transformers' model around our own parameters: no weight is there twice."""
+    """Build transformers' model around our parameters, without a copy. Raises BitDanceError without transformers."""
     try:
         from transformers import Qwen3Config, Qwen3Model
         from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
     except ImportError as error:
-        raise BitDanceError("the baseline needs the package transformers; --no-baseline does without") from error
+        raise BitDanceError("the baseline needs the package transformers; install it, or pass --no-baseline") from error
     config = Qwen3Config(**model.config.backbone.to_dict(), attn_implementation="sdpa")
     with torch.device("meta"):
         network = Qwen3Model(config)
     network.load_state_dict(model.backbone.state_dict(), assign=True)
-    network.rotary_emb = Qwen3RotaryEmbedding(config).to(device)  # it has no weights, but a table
+    network.rotary_emb = Qwen3RotaryEmbedding(config).to(device)  # no weights, but a table that must not stay on meta
     return network.eval()

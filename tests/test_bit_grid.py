@@ -56,11 +56,11 @@ def rewrite(path, **changes):
         (lambda path: path.unlink(), "is missing"),
         (lambda path: save_file({"a": torch.zeros(1)}, path), r"is not a file of bits \(it holds a\)"),
         (lambda path: rewrite(path, format=None), "is not a file of bits"),
-        (lambda path: rewrite(path, height="5"), "is damaged: its header says 2 grids of 8x5x6 bits"),
-        (lambda path: rewrite(path, height=None), "is damaged: its header does not give its grid"),
-        (lambda path: rewrite(path, width="-3"), "is damaged: its header does not give its grid"),
-        (lambda path: rewrite(path, channels="9" * 30), "is damaged: its header does not give its grid"),
-        (lambda path: rewrite(path, step="x"), "is damaged: its header does not give its grid"),
+        (lambda path: rewrite(path, height="5"), "x.safetensors is damaged.* 2 grids of 8x5x6 bits"),
+        (lambda path: rewrite(path, height=None), "x.safetensors is damaged"),
+        (lambda path: rewrite(path, width="-3"), "x.safetensors is damaged"),
+        (lambda path: rewrite(path, channels="9" * 30), "x.safetensors is damaged"),
+        (lambda path: rewrite(path, step="x"), "x.safetensors is damaged"),
     ],
 )
 def test_what_is_no_file_of_bits_is_refused(tmp_path, damage, message):
@@ -82,16 +82,14 @@ def test_bits_of_another_type_are_damage(tmp_path):
 
 
 def test_an_empty_canvas_has_nothing_to_save(tmp_path):
-    with pytest.raises(BitDanceError, match="an empty canvas has no bits to save"):
+    with pytest.raises(BitDanceError, match="an empty canvas .*draw on it first"):
         save_bits(BitGrid(1, 64, 64), tmp_path / "x.safetensors")
 
 
 def test_bits_know_whose_they_are():
     grid = BitGrid.from_bits(torch.rand(1, 32, 4, 4) - 0.5, 16)
     grid.check(16, 32, "this model")
-    with pytest.raises(
-        BitDanceError, match="these bits are of a d16c32 tokenizer .* this model needs those of a d8c32"
-    ):
+    with pytest.raises(BitDanceError, match="d16c32.* this model .*d8c32"):
         grid.check(8, 32, "this model")
     BitGrid.from_bits(torch.rand(1, 32, 4, 4), None).check(8, 32, "this model")  # a LATENT does not say
 

@@ -87,10 +87,10 @@ def test_figures_and_their_means():
     ("a", "b", "words"),
     [
         ((3, 10, 30), (3, 10, 30), "SSIM needs images of at least 11x11 pixels, found 30x10"),
-        ((3, 16, 16), (3, 16, 17), "only images of one size"),
-        ((1, 16, 16), (1, 16, 16), "only images of one size"),
-        ((2, 3, 16, 16), (1, 3, 16, 16), "only images of one size"),
-        ((16, 16), (16, 16), "only images of one size"),
+        ((3, 16, 16), (3, 16, 17), r"found \("),
+        ((1, 16, 16), (1, 16, 16), r"found \("),
+        ((2, 3, 16, 16), (1, 3, 16, 16), r"found \("),
+        ((16, 16), (16, 16), r"found \("),
     ],
 )
 def test_what_cannot_be_compared(a, b, words):
