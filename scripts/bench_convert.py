@@ -1,6 +1,6 @@
-"""Memory and speed of the converter on a synthetic model: `scripts/bench_convert.py [--gigabytes 4] [--folder DIR]`.
+"""Measure memory and speed of the converter on a synthetic model: `bench_convert.py [--gigabytes 4] [--folder DIR]`.
 
-Each conversion runs in a process of its own, whose peak memory the operating system reports.
+Each conversion runs in a separate process, whose peak memory the operating system reports.
 """
 
 import argparse
@@ -22,8 +22,10 @@ CONVERSIONS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="of the synthetic model (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where to write, and to remove again (default: a temporary one)")
+    parser.add_argument(
+        "--gigabytes", type=float, default=4.0, help="size of the synthetic model (default: %(default)s)"
+    )
+    parser.add_argument("--folder", type=Path, help="where to create a temporary folder (default: the system's)")
     parser.add_argument("--measure", nargs=4, metavar=("SOURCE", "TARGET", "FORMAT", "DTYPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -54,26 +56,26 @@ def main() -> None:
 
 
 def measure(source: str, target: str, format: str, dtype: str) -> None:
-    """Convert (or, without a format, only get ready to) and print seconds, bytes and this process's peak memory."""
+    """Convert (without a format: only prepare) and print seconds, bytes and this process's peak memory as JSON."""
     from bitdance_core.convert import convert
 
     begun = time.perf_counter()
     if format:
         paths = convert(source, target, format, dtype)
-    else:  # what any conversion takes: the libraries, and a model's description
+    else:  # the part of every conversion: import libraries, read headers
         from bitdance_core.checkpoint import read_checkpoint
 
         read_checkpoint(Path(source))
         paths = []
     seconds = time.perf_counter() - begun
-    # not getrusage: it counts what the parent had in memory when it started this process
+    # not getrusage, which includes the parent's memory at the time of the fork
     status = Path("/proc/self/status").read_text()
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
     print(json.dumps({"seconds": seconds, "peak": peak, "bytes": sum(path.stat().st_size for path in paths)}))
 
 
 def write_synthetic(folder: Path, nbytes: int) -> int:
-    """A model of about `nbytes` with random weights, in the official layout; bytes of the largest tensor."""
+    """Write a model of about `nbytes` random weights in the official layout; return the bytes of its largest tensor."""
     import torch
 
     from bitdance_core.autoencoder import BinaryAutoencoder

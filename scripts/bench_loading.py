@@ -1,7 +1,7 @@
-"""Memory that the pack takes while it loads a synthetic model: `scripts/bench_loading.py [--gigabytes 4]`.
+"""Measure memory of the pack while it loads a synthetic model: `scripts/bench_loading.py [--gigabytes 4]`.
 
-Each load runs in a process of its own, on the CPU. "Private" is what no file stands behind; the rest of a process's
-memory are the model's own files, mapped, which the system takes back when it needs the room.
+Each load runs in a separate process, on the CPU. "Private" memory is anonymous; the rest of a process's memory is the
+model's files, memory-mapped, which the system can drop when it needs the room.
 """
 
 import argparse
@@ -22,8 +22,10 @@ CHOICES = ("bf16", "fp8_e4m3fn", "int8", "nvfp4")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="of the synthetic model (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where to write, and to remove again (default: a temporary one)")
+    parser.add_argument(
+        "--gigabytes", type=float, default=4.0, help="size of the synthetic model (default: %(default)s)"
+    )
+    parser.add_argument("--folder", type=Path, help="where to create a temporary folder (default: the system's)")
     parser.add_argument("--measure", nargs=2, metavar=("SOURCE", "WEIGHT_DTYPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def measure(source: str, choice: str) -> None:
-    """Load, and print private bytes beyond those before it, and seconds."""
+    """Load a model and print the increase of private bytes (peak and after) and seconds as JSON."""
     from in_process import import_pack
 
     import_pack(ensure_comfyui())

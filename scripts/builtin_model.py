@@ -1,4 +1,4 @@
-"""What the built-in model is: sizes, configurations, prompt tokenizer, and how it lies on disk."""
+"""Define the built-in model: sizes, configurations, prompt tokenizer, and its files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SPECIAL = [
     *(f"<|res_{k}|>" for k in range(1, RES_TOKENS + 1)),
     *(f"<|query_{i}|>" for i in range(1, TOKENS_PER_PATCH)),
 ]
-AUTOENCODER = AutoencoderConfig(
+AUTOENCODER_CONFIG = AutoencoderConfig(
     channels=32, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1, bits=32, gan_decoder=False
 )
-HEAD = HeadConfig(
-    bits=AUTOENCODER.bits,
+HEAD_CONFIG = HeadConfig(
+    bits=AUTOENCODER_CONFIG.bits,
     cond_width=192,
     width=256,
     depth=4,
@@ -59,11 +59,12 @@ def backbone_config(vocab_size: int) -> BackboneConfig:
 
 
 def model_config(prompts: PromptTokenizer) -> BitDanceConfig:
-    return BitDanceConfig("builtin", backbone_config(prompts.max_id + 1), HEAD, AUTOENCODER, TOKENS_PER_PATCH, DEFAULTS)
+    backbone = backbone_config(prompts.max_id + 1)
+    return BitDanceConfig("builtin", backbone, HEAD_CONFIG, AUTOENCODER_CONFIG, TOKENS_PER_PATCH, DEFAULTS)
 
 
 def train_prompt_tokenizer() -> Tokenizer:
-    """Byte-level BPE that spells anything and has one token for each word of the built-in model's prompts."""
+    """Train a byte-level BPE that can spell any text and has one token per word of the built-in model's prompts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,8 +77,8 @@ def train_prompt_tokenizer() -> Tokenizer:
 
 
 def write_folder(folder: Path, tokenizer_json: Path, model: dict[str, Tensor], autoencoder: dict[str, Tensor]) -> None:
-    """Write weights as fp16, and what describes them, in the official folder layout (SPEC.md 2.1)."""
-    backbone, head = model_config(PromptTokenizer.from_file(tokenizer_json)).backbone, HEAD
+    """Write fp16 weights, configurations and tokenizer.json in the official folder layout."""
+    backbone, head = model_config(PromptTokenizer.from_file(tokenizer_json)).backbone, HEAD_CONFIG
     folder.mkdir(parents=True, exist_ok=True)
 
     def part(prefix: str, new_prefix: str) -> dict[str, Tensor]:
@@ -91,7 +92,7 @@ def write_folder(folder: Path, tokenizer_json: Path, model: dict[str, Tensor], a
     configs = {
         "config.json": backbone.to_dict() | {"dtype": "float16"},
         "vision_head_config.json": head.to_dict(),
-        "ae_config.json": AUTOENCODER.to_dict(),
+        "ae_config.json": AUTOENCODER_CONFIG.to_dict(),
         "bitdance.json": {"name": "builtin", **dataclasses.asdict(DEFAULTS)},
     }
     for name, config in configs.items():

@@ -1,4 +1,4 @@
-"""Does the built-in model mean what it says? Draws random prompts, reads the pictures back, measures the tokenizer.
+"""Measure the accuracy of the built-in model against its prompts, and the PSNR of its tokenizer.
 
 python scripts/eval_builtin.py --prompts 100 --sheet sheet.png
 """
@@ -27,23 +27,23 @@ from bitdance_core.config import Size
 
 @dataclass(frozen=True)
 class Score:
-    """What was asked for, what was read back, and the picture."""
+    """The picture of the prompt, the picture recognised in the image (None: none), and the image."""
 
-    asked: Picture
+    prompted: Picture
     seen: Picture | None
     image: Image.Image
     seconds: float
 
     @property
     def all_right(self) -> bool:
-        return self.seen == self.asked
+        return self.seen == self.prompted
 
     @property
     def colours_right(self) -> bool:
         return self.seen is not None and self.right("colour") and self.right("background")
 
     def right(self, word: str) -> bool:
-        return getattr(self.seen, word, None) == getattr(self.asked, word)
+        return getattr(self.seen, word, None) == getattr(self.prompted, word)
 
 
 def random_pictures(count: int, seed: int) -> list[Picture]:
@@ -51,11 +51,13 @@ def random_pictures(count: int, seed: int) -> list[Picture]:
     return [random_picture(rng) for _ in range(count)]
 
 
-def draw_prompts(pipe: BitDancePipeline, asked: Sequence[Picture], size: Size | None = None, **settings) -> list[Score]:
-    """One picture for each, with seeds 0, 1, …, at the model's own settings unless told otherwise."""
+def draw_prompts(
+    pipe: BitDancePipeline, pictures: Sequence[Picture], size: Size | None = None, **settings
+) -> list[Score]:
+    """Draw the prompt of each picture, with seeds 0, 1, …, and recognise the results. Defaults are the model's own."""
     height, width = size or pipe.default_size
     scores = []
-    for seed, picture in enumerate(asked):
+    for seed, picture in enumerate(pictures):
         start = time.perf_counter()
         (image,) = pipe.generate(picture.prompt, height=height, width=width, seed=seed, **settings).images
         seconds = time.perf_counter() - start
@@ -64,7 +66,7 @@ def draw_prompts(pipe: BitDancePipeline, asked: Sequence[Picture], size: Size | 
 
 
 def tokenizer_psnr(tokenizer: BinaryTokenizer, size: Size, count: int, seed: int) -> float:
-    """Peak signal-to-noise ratio in dB over `count` fresh drawings, of their mean squared error."""
+    """Compute the tokenizer's peak signal-to-noise ratio in dB, from the mean squared error over `count` drawings."""
     rng = np.random.default_rng(seed)
     drawings = np.stack([draw(random_picture(rng), *size, rng) for _ in range(count)])
     pixels = torch.from_numpy(drawings).permute(0, 3, 1, 2) / 127.5 - 1
@@ -87,8 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1, help="of the choice of prompts")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first 16")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the choice of prompts")
+    parser.add_argument("--sheet", type=Path, help="file for a contact sheet of the first 16 pictures")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--guidance", type=float, help="default: the model's own")
@@ -98,10 +100,10 @@ def main() -> None:
     print(
         f"hardware: {args.device}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     )
-    asked = random_pictures(args.prompts, args.seed)
+    pictures = random_pictures(args.prompts, args.seed)
     for size in pipe.config.defaults.trained_sizes:
         psnr = tokenizer_psnr(pipe.tokenizer, size, 64, args.seed)
-        scores = draw_prompts(pipe, asked, size, steps=args.steps, guidance=args.guidance, sampler=args.sampler)
+        scores = draw_prompts(pipe, pictures, size, steps=args.steps, guidance=args.guidance, sampler=args.sampler)
         count = len(scores)
         print(f"\n{size[0]}x{size[1]} (height x width), {count} prompts")
         print(f"  all four words right  {sum(s.all_right for s in scores)}/{count}")
@@ -109,11 +111,11 @@ def main() -> None:
         for word in ("size", "colour", "shape", "background"):
             print(f"  {word:<21} {sum(s.right(word) for s in scores)}/{count}")
         seconds = [s.seconds for s in scores]
-        print(f"  seconds an image      median {np.median(seconds):.2f}, worst {max(seconds):.2f}")
+        print(f"  seconds per image     median {np.median(seconds):.2f}, worst {max(seconds):.2f}")
         print(f"  tokenizer PSNR        {psnr:.2f} dB")
         for s in scores:
             if not s.all_right:
-                print(f"  wrong: asked '{s.asked.prompt}', seen '{s.seen.prompt if s.seen else None}'")
+                print(f"  wrong: prompt '{s.prompted.prompt}', seen '{s.seen.prompt if s.seen else None}'")
         if args.sheet and size == pipe.default_size:
             contact_sheet([s.image for s in scores[:16]], columns=8).save(args.sheet)
 

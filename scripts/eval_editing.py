@@ -1,4 +1,4 @@
-"""Do edits keep what they must and show what they are asked for? Random edits of the built-in model's own pictures.
+"""Measure whether edits keep the masked tokens and follow the prompt, on random pictures of the built-in model.
 
 python scripts/eval_editing.py --edits 40 --sheet edits.png
 """
@@ -24,26 +24,26 @@ from bitdance_core import BitDancePipeline
 from bitdance_core.bit_edits import pad, vary
 from bitdance_core.tokenizer import to_images
 
-TOKENS, STEP = 8, 8  # the built-in model's square: tokens on a side, pixels on a token's
+TOKENS, STEP = 8, 8  # the built-in model's square size: tokens per side, pixels per token side
 
 
 @dataclass(frozen=True)
 class Result:
     before: Image.Image
     after: Image.Image
-    kept: bool  # every token that had to stay is bit-identical
-    follows: bool  # the picture shows what was asked for
+    kept: bool  # every token outside the mask is bit-identical
+    follows: bool  # the picture shows the edit's prompt
 
 
 def half(pipe, picture, bits, seed, rng, **options):
-    """Redraw the lower half with the same prompt: the picture still shows it."""
+    """Redraw the lower half with the same prompt."""
     mask = torch.zeros(1, TOKENS, TOKENS)
     mask[:, TOKENS // 2 :] = 1
     return mask, bits, pipe.generate(picture.prompt, init_bits=bits, mask=mask, seed=seed, **options), picture
 
 
 def swap(pipe, picture, bits, seed, rng, **options):
-    """Redraw the middle with another shape; the ground around it stays."""
+    """Redraw the middle with another shape; keep the background around it."""
     other = replace(picture, shape=rng.choice([shape for shape in SHAPES if shape != picture.shape]))
     mask = torch.zeros(1, TOKENS, TOKENS)
     mask[:, 1:-1, 1:-1] = 1
@@ -51,7 +51,7 @@ def swap(pipe, picture, bits, seed, rng, **options):
 
 
 def image_to_image(pipe, picture, bits, seed, rng, **options):
-    """Redraw all from 60 % noise, in another colour."""
+    """Redraw everything in another colour, with denoise 0.6."""
     free = [c for c in COLOURS if c not in (picture.colour, picture.background)]
     other = replace(picture, colour=rng.choice(free))
     mask = torch.ones(1, TOKENS, TOKENS)
@@ -59,14 +59,14 @@ def image_to_image(pipe, picture, bits, seed, rng, **options):
 
 
 def variation(pipe, picture, bits, seed, rng, **options):
-    """Flip a tenth of the bits, then redraw from 50 % noise: another picture of the same."""
+    """Flip a tenth of the bits, then redraw with denoise 0.5 and the same prompt."""
     start = vary(bits, 0.1, torch.Generator().manual_seed(seed))
     mask = torch.ones(1, TOKENS, TOKENS)
     return mask, bits, pipe.generate(picture.prompt, init_bits=start, denoise=0.5, seed=seed, **options), picture
 
 
 def outpaint(pipe, picture, bits, seed, rng, **options):
-    """Half as much again on both sides: the ground goes on."""
+    """Extend both sides by half the width and draw the background there."""
     wide = pad(bits, TOKENS // 2, 0, TOKENS // 2, 0)
     mask = torch.ones(1, TOKENS, 2 * TOKENS)
     mask[:, :, TOKENS // 2 : -TOKENS // 2] = 0
@@ -77,7 +77,7 @@ KINDS = {f.__name__: f for f in (half, swap, image_to_image, variation, outpaint
 
 
 def ground_goes_on(image: Image.Image, picture: Picture) -> bool:
-    """Nine in ten of the new pixels are nearest to the ground's colour."""
+    """Return whether nine in ten of the new pixels are nearest to the background's colour."""
     pixels = np.asarray(image, dtype=float)
     width = TOKENS * STEP // 2
     new = np.concatenate((pixels[:, :width], pixels[:, -width:]), axis=1)
@@ -87,7 +87,7 @@ def ground_goes_on(image: Image.Image, picture: Picture) -> bool:
 
 
 def run(pipe: BitDancePipeline, kind: str, edits: int, seed: int, **options) -> list[Result]:
-    """`edits` random edits of one kind, each of a fresh picture. `options` go to `generate`."""
+    """Make `edits` random edits of one kind, each of a new picture. `options` are passed to `generate`."""
     rng = np.random.default_rng(seed)
     results = []
     for number in range(edits):
@@ -95,20 +95,20 @@ def run(pipe: BitDancePipeline, kind: str, edits: int, seed: int, **options) -> 
         if kind == "swap":
             picture = replace(picture, size="small")
         start = pipe.generate(picture.prompt, seed=1000 + number)
-        mask, before, output, asked = KINDS[kind](pipe, picture, start.bits, number, rng, **options)
+        mask, before, output, prompted = KINDS[kind](pipe, picture, start.bits, number, rng, **options)
         changed = (output.bits ^ before).any(1)
         kept = not (changed & (mask == 0)).any()
         if kind == "outpaint":
             follows = ground_goes_on(output.images[0], picture)
         else:
-            follows = read(output.images[0]) == asked
+            follows = read(output.images[0]) == prompted
         (shown,) = to_images(pipe.tokenizer.decode(before))
         results.append(Result(shown, output.images[0], bool(kept), follows))
     return results
 
 
 def measure_cost(pipe: BitDancePipeline, repeats: int = 11) -> None:
-    """Prints what redrawing one patch of a 64x128 picture takes, against drawing all of it."""
+    """Print the cost of redrawing one patch of a picture, compared with drawing all of it."""
     picture = random_picture(np.random.default_rng(0))
     height, width = TOKENS * STEP, 2 * TOKENS * STEP
     start = pipe.generate(picture.prompt, height=height, width=width, seed=0).bits
@@ -129,11 +129,11 @@ def measure_cost(pipe: BitDancePipeline, repeats: int = 11) -> None:
         return float(np.median(seconds)), len(evaluations)
 
     one = torch.zeros(1, TOKENS, 2 * TOKENS)
-    one[:, -1, -1] = 1  # the last patch: all others are read before it
+    one[:, -1, -1] = 1  # the last patch, before which all others are read
     pipe.model.head.forward = counted
     try:
         (whole, all_evaluations), (part, one_evaluations) = timed(), timed(init_bits=start, mask=one)
-        nothing, _ = timed(init_bits=start, denoise=0.0)  # which decodes the picture, and no more
+        nothing, _ = timed(init_bits=start, denoise=0.0)  # only decodes the picture
     finally:
         del pipe.model.head.forward
     print(
@@ -143,7 +143,7 @@ def measure_cost(pipe: BitDancePipeline, repeats: int = 11) -> None:
 
 
 def measure_passes(pipe: BitDancePipeline, edits: int, seed: int) -> None:
-    """Prints whether redrawing a region again, from its first result, helps the seam to what comes after it."""
+    """Print whether repeated redrawing of a region improves the seam to the kept region after it."""
     for name, rows in (("upper half", slice(0, 4)), ("lower half", slice(4, 8)), ("upper 5 rows", slice(0, 5))):
         mask = torch.zeros(1, TOKENS, TOKENS)
         mask[:, rows] = 1
@@ -166,12 +166,14 @@ def measure_passes(pipe: BitDancePipeline, edits: int, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--edits", type=int, default=40, help="of each kind")
+    parser.add_argument("--edits", type=int, default=40, help="edits of each kind")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cost", action="store_true", help="measure what redrawing one patch costs")
-    parser.add_argument("--passes", action="store_true", help="measure whether redrawing again helps seams")
-    parser.add_argument("--sheet", type=Path, help="write four edits of each kind, before and after")
+    parser.add_argument("--cost", action="store_true", help="measure the cost of redrawing one patch")
+    parser.add_argument("--passes", action="store_true", help="measure whether repeated redrawing improves seams")
+    parser.add_argument(
+        "--sheet", type=Path, help="file for a contact sheet of four edits of each kind, before and after"
+    )
     args = parser.parse_args()
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu", dtype=torch.float32)
     print(f"hardware: cpu, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}")

@@ -1,9 +1,9 @@
-"""Which layers bear quantization? Those of the built-in model, group by group, in ComfyUI's formats.
+"""Measure the sensitivity of each layer group of the built-in model to quantization, in ComfyUI's formats.
 
 python3 scripts/eval_quantization.py --prompts 6
 
-Agreement: each patch of a picture is drawn anew after the picture's own other patches, from the same noise; counted are
-the bits that come out as before. So one patch's error does not change what the next one reads.
+Agreement: redraw each patch of a picture alone, from the same noise, and count the bits that do not change. So the
+error of one patch does not change the input of the next.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ GROUPS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=6, help="pictures to draw anew (default: %(default)s)")
-    parser.add_argument("--meaning", type=int, default=20, help="pictures to read (default: %(default)s)")
+    parser.add_argument(
+        "--prompts", type=int, default=6, help="pictures to redraw for the agreement (default: %(default)s)"
+    )
+    parser.add_argument("--meaning", type=int, default=20, help="pictures to draw and recognise (default: %(default)s)")
     args = parser.parse_args()
     import_pack(ensure_comfyui())
     quantize = importlib.import_module("pack.nodes.adapter.quantize")
@@ -62,7 +64,7 @@ def main() -> None:
     print("".join(f" {choice}{', inputs too' if inputs else ''} |" for choice, inputs in columns))
     print("| --- " * (2 + len(columns)) + "|", flush=True)
     groups = {name: re.compile(pattern).fullmatch for name, pattern in GROUPS.items()}
-    together = {"**layers: what is quantized**": LAYERS.fullmatch, "every matrix": lambda _: True}
+    together = {"**layers: quantized by default**": LAYERS.fullmatch, "every matrix": lambda _: True}
     for name, chosen in (groups | together).items():
         models = [quantized(pipe, quantize.quantize, chosen, *column) for column in columns]
         count = sum(w.numel() for key, w in matrices(pipe.model) if chosen(key))
@@ -74,19 +76,19 @@ def main() -> None:
 
 
 def matrices(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """What could be quantized, by name: the Linear layers' weights."""
+    """List (name, weight) of all Linear layers, which could be quantized."""
     return [(k, w) for k, w in model.state_dict().items() if w.ndim == 2 and "embed_tokens" not in k]
 
 
 def quantized(
     pipe: BitDancePipeline, quantize: Callable, chosen: Callable, choice: str, inputs: bool
 ) -> BitDancePipeline:
-    """The pipeline with the chosen matrices quantized, in ComfyUI's layers.
+    """Return a copy of the pipeline with the chosen matrices quantized, in ComfyUI's layers.
 
-    `inputs`: what goes into a layer is quantized too, as on a GPU with matrix units for the format; else a weight's
-    numbers are what is multiplied, as elsewhere.
+    `inputs`: also quantize the inputs of layers, as a GPU with matrix units for the format does; else multiply with
+    dequantized weights.
     """
-    import comfy.ops  # late: only now is it there
+    import comfy.ops  # only importable after import_pack
     import comfy.quant_ops
 
     disabled = [] if inputs else list(comfy.quant_ops.QUANT_ALGOS)
@@ -102,7 +104,7 @@ def quantized(
 
 
 def agreement(pipe: BitDancePipeline, pictures: Sequence[Picture], before: Sequence[torch.Tensor]) -> float:
-    """The share of bits that stay, each patch drawn anew alone."""
+    """Return the share of bits that do not change if each patch is redrawn alone."""
     side = pipe.config.patch_size
     same = count = 0
     for seed, bits in enumerate(before):
@@ -118,7 +120,7 @@ def agreement(pipe: BitDancePipeline, pictures: Sequence[Picture], before: Seque
 
 
 def meaning(pipe: BitDancePipeline, pictures: Sequence[Picture]) -> int:
-    """How many pictures show what their prompts ask for."""
+    """Count the pictures that show their prompts."""
     return sum(read(pipe.generate(p.prompt, seed=seed).images[0]) == p for seed, p in enumerate(pictures))
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark reads off the machine: moments, and memory at its peak."""
+"""Measure time, peak memory and shortage of CPU cores for benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Moment = torch.cuda.Event | float
 
 
 def mark(device: torch.device) -> Moment:
-    """A moment, of the GPU's work where there is one: waiting for it would slow down what is measured."""
+    """Record a moment, on a GPU as an event: synchronizing would slow down the measured work."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -24,7 +24,7 @@ def mark(device: torch.device) -> Moment:
 
 
 def wait(device: torch.device) -> None:
-    """Until moments can be subtracted."""
+    """Wait for the GPU, so that its moments can be subtracted."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -34,9 +34,9 @@ def seconds_between(start: Moment, end: Moment) -> float:
 
 
 class PeakMemory:
-    """Bytes that were in use when it was made, and the most since: of the GPU, or of this process (on Linux).
+    """Bytes in use at construction, and the peak since: of the GPU, or of this process (on Linux).
 
-    None where nobody counts them.
+    None if the system does not count them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -61,10 +61,10 @@ class PeakMemory:
 
 
 def forget_peak() -> bool:
-    """Let this process's peak be what it has now; whether the system could."""
+    """Reset this process's peak to its current memory; return whether the system can."""
     if not CLEAR_REFS.is_file():
         return False
-    # what was freed must go back to the system first, or the next to use it would not be seen to
+    # return freed memory to the system first: its reuse would not raise the peak
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     try:
         CLEAR_REFS.write_text("5")  # see proc(5)
@@ -74,7 +74,7 @@ def forget_peak() -> bool:
 
 
 class CoreShortage:
-    """Since it was made, the share of time in which something waited for a core: others were at work (on Linux)."""
+    """The share of time since construction in which a task waited for a core, because of other load (on Linux)."""
 
     def __init__(self) -> None:
         self.begin, self.waited = time.perf_counter(), self._waited()

@@ -1,5 +1,6 @@
-"""What a patch's time goes into: the operations from one patch's end to the next one's, by kind, as PyTorch's profiler
-sees them. It slows down what it watches: shares are to be read here, seconds in the benchmark's table.
+"""Profile one patch with PyTorch's profiler: time by kind of operation, from the end of the patch before to its end.
+
+The profiler slows the operations down: read shares here, and seconds in the benchmark's table.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from bitdance_core.errors import Cancelled
 from meters import mark, seconds_between, wait
 from trials import Case
 
-BEFORE = 2  # patches are drawn before the one that is watched: graphs are recorded with the second
-# kinds of operations, or of a GPU's kernels, by their names; the first that fits
+BEFORE = 2  # patches drawn before the profiled one: graphs are captured with the second
+# kind -> pattern of the names of operations or GPU kernels; the first match counts
 KINDS = {
     "attention": re.compile(r"attention|flash|fmha", re.I),
     "matrix products": re.compile(r"mm$|gemm|nvjet|cutlass|xmma", re.I),
@@ -40,11 +41,11 @@ class Share:
 
 
 def profile_patch(case: Case, contender: Callable, seed: int = 0) -> dict[str, Share]:
-    """Of one patch, which is read and then drawn: seconds and operations by kind; "in all" is the clock's."""
-    for _ in range(2):  # first once uncounted
+    """Return seconds and operations of one patch by kind; "in all" is wall time."""
+    for _ in range(2):  # the first is a warm-up
         profiler, seconds = watch(case, contender, seed)
     cuda = case.device.type == "cuda"
-    where = DeviceType.CUDA if cuda else DeviceType.CPU  # on a GPU the kernels, whoever launched them
+    where = DeviceType.CUDA if cuda else DeviceType.CPU  # on a GPU, kernels
     shares = {kind: Share() for kind in KINDS}
     for row in profiler.key_averages():
         if row.device_type == where and (cuda or row.key.startswith("aten::")):
@@ -53,11 +54,11 @@ def profile_patch(case: Case, contender: Callable, seed: int = 0) -> dict[str, S
             share.count += row.count
     rest = Share(seconds - sum(share.seconds for share in shares.values()))
     whole = Share(seconds, sum(share.count for share in shares.values()))
-    return shares | {"Python, and what has no name": rest, "in all": whole}
+    return shares | {"unattributed: Python, compiled code": rest, "in all": whole}
 
 
 def watch(case: Case, contender: Callable, seed: int) -> tuple[profile, float]:
-    """The profiler of one patch, and how many seconds it took."""
+    """Profile one patch; return the profiler and the seconds of the patch."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (case.device.type == "cuda")
     profiler, moments = profile(activities=activities), []
 

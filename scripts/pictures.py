@@ -1,4 +1,4 @@
-"""The built-in model's world: one shape on a plain ground. Draws a picture, and reads one back by pixel arithmetic."""
+"""Draw the built-in model's training pictures (one shape on a plain background), and recognise them in an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = {
 }
 HALF_EXTENTS = {"small": 0.20, "large": 0.38}  # of the shorter side
 SHAPES = ("circle", "square", "triangle", "star")
-MAX_OFFSET = 0.08  # of the shorter side: how far the centre may lie from the middle
+MAX_OFFSET = 0.08  # of the shorter side: maximum distance of the shape's centre from the middle
 SUPERSAMPLING = 8
 
 
@@ -46,7 +46,7 @@ ALL_PICTURES = tuple(
 
 
 def parse(prompt: str) -> Picture:
-    """The picture that a prompt of our form asks for."""
+    """Parse a prompt of the built-in model's form. Raises ValueError for any other."""
     match = re.fullmatch(r"a (\w+) (\w+) (\w+) on a (\w+) background", prompt)
     picture = Picture(*match.groups()) if match else None
     if picture not in ALL_PICTURES:
@@ -59,7 +59,7 @@ def random_picture(rng: np.random.Generator) -> Picture:
 
 
 def stencil(shape: str, half_extent: float, centre: tuple[float, float], height: int, width: int) -> np.ndarray:
-    """Anti-aliased coverage (H, W) in [0, 1]; half extent and centre (y, x) in pixels."""
+    """Draw a shape's anti-aliased coverage (H, W) in [0, 1]; half extent and centre (y, x) in pixels."""
     s = SUPERSAMPLING
     (cy, cx), e = centre, half_extent
     mask = Image.new("L", (width * s, height * s))
@@ -79,7 +79,7 @@ def stencil(shape: str, half_extent: float, centre: tuple[float, float], height:
 
 
 def draw(picture: Picture, height: int, width: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """RGB float32 (H, W, 3) in [0, 255]. Without `rng` the shape sits exactly in the middle."""
+    """Draw a picture as RGB float32 (H, W, 3) in [0, 255], at a random offset, or without `rng` in the middle."""
     side = min(height, width)
     dy, dx = rng.uniform(-MAX_OFFSET, MAX_OFFSET, 2) * side if rng is not None else (0, 0)
     centre = (height / 2 + dy, width / 2 + dx)
@@ -89,10 +89,10 @@ def draw(picture: Picture, height: int, width: int, rng: np.random.Generator | N
 
 
 def read(image: Image.Image) -> Picture | None:
-    """What a picture shows, or None if it is all one colour.
+    """Recognise the picture in an image; None if the image has one colour only.
 
-    The ground is the commonest named colour of the border, the ink the commonest other one; shape and size are those
-    of the stencil that overlaps the ink best when their centres of mass agree.
+    The background is the most frequent named colour of the border, the ink the most frequent other colour. Shape and
+    size are those of the stencil with the best overlap after aligning the centres of mass.
     """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     names, palette = list(COLOURS), np.array(list(COLOURS.values()), dtype=np.float32)
@@ -104,7 +104,7 @@ def read(image: Image.Image) -> Picture | None:
     ink = counts.argmax()
     if not counts[ink]:
         return None
-    # how much of each pixel is ink: its place on the line from ground to ink
+    # share of ink in each pixel: its position on the line from background to ink
     line = palette[ink] - palette[ground]
     coverage = np.clip((pixels - palette[ground]) @ line / (line @ line), 0, 1)
     size, shape = max(itertools.product(HALF_EXTENTS, SHAPES), key=lambda pair: _overlap(coverage, *pair))
@@ -112,7 +112,7 @@ def read(image: Image.Image) -> Picture | None:
 
 
 def _overlap(coverage: np.ndarray, size: str, shape: str) -> float:
-    """Intersection over union of an ink mask with a stencil moved onto its centre of mass."""
+    """Compute the intersection over union of an ink mask and a stencil moved to its centre of mass."""
     height, width = coverage.shape
     half_extent = HALF_EXTENTS[size] * min(height, width)
     middle = (height / 2, width / 2)

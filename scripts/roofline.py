@@ -1,9 +1,9 @@
-"""The shortest time that a machine allows: what must be read over its bandwidth, what must be computed over its rate.
+"""Compute roofline bounds: the longer of required bytes / measured bandwidth and required FLOPs / measured FLOP rate.
 
-The model of Williams, Waterman and Patterson, "Roofline" (CACM 2009), for each call of a network: the longer of both.
-A matrix multiplies every token once, 2 operations a weight; attention takes 4 operations for each feature of a query
-and each key that it sees (q k and p v). Every weight is read once a call, with the past's keys and values, and the new
-ones are written. Norms, activations and what passes between layers count as nothing: so it is a bound, not a forecast.
+The model of Williams, Waterman and Patterson, "Roofline" (CACM 2009), applied to each call of a network. A matrix takes
+2 operations per weight and token; attention takes 4 per feature of a query and each key that it attends to (q k and
+p v). A call reads every weight and the cached keys and values once, and writes the new ones. Norms, activations and
+traffic between layers count as zero: so it is a lower bound, not a forecast.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from bitdance_core.imagenet import ImageNetModel
 from bitdance_core.model import BitDance
 from meters import mark, seconds_between, wait
 
-BUFFER = {"cuda": 2 << 30, "cpu": 1 << 30}  # bytes, more than any cache holds
-SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices that are multiplied
+BUFFER = {"cuda": 2 << 30, "cpu": 1 << 30}  # bytes, larger than any cache
+SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices to multiply
 REPEATS = 7
-# parts of the head that know neither the noised bits nor each other's results, only the times and the condition: so the
-# first can be computed once a picture, and the others once a patch, for all its evaluations in one call
+# parts of the head that depend only on times and condition, not on the noised bits: the first can be computed once per
+# picture, the others once per patch, in one call for all its evaluations
 TIME, CONDITION, MODULATION = "time_embed.", "cond_embed.", ("ada_ln_blocks.", "final_layer.ada_ln_modulation.")
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured on this machine: bytes a second read from memory, and operations a second of a matrix product; bytes a
-    second from pinned system memory to the GPU where there is one.
+    """Measured rates: bytes per second read from memory, operations per second of a matrix product, and bytes per
+    second from pinned memory to the GPU (None: no GPU).
     """
 
     bandwidth: float
@@ -44,7 +44,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call must do: bytes to read or write, operations to compute."""
+    """The required work of one call: bytes to read or write, operations to compute."""
 
     bytes: int
     flops: int
@@ -63,13 +63,13 @@ def measure_bandwidth(device: torch.device, dtype: torch.dtype) -> float:
     count = BUFFER.get(device.type, 1 << 30) // (width * dtype.itemsize)
     matrix = torch.ones(count, width, device=device, dtype=dtype)
     vector = torch.ones(width, device=device, dtype=dtype)
-    # whichever reads faster: either may be held up by something other than memory
+    # the faster of two: either may be limited by something other than memory
     return matrix.nbytes / min(time_of(lambda: matrix @ vector, device), time_of(lambda: matrix.sum(), device))
 
 
 def measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
     side = SIDE.get(device.type, 2048)
-    bound = side**-0.5  # random: a GPU is faster, and so another, on numbers that are all alike
+    bound = side**-0.5  # random, because GPUs clock higher on equal numbers
     matrix = torch.empty(side, side, device=device, dtype=dtype).uniform_(-bound, bound)
     return 2 * side**3 / time_of(lambda: matrix @ matrix, device)
 
@@ -81,7 +81,7 @@ def measure_to_device(device: torch.device) -> float:
 
 
 def time_of(work: Callable[[], object], device: torch.device) -> float:
-    """Median seconds, after one run that is not counted."""
+    """Return the median seconds of `work`, after one warm-up run."""
     spans = []
     for _ in range(REPEATS + 1):
         start = mark(device)
@@ -92,7 +92,7 @@ def time_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def prefill_work(model: BitDance | ImageNetModel, lengths: Sequence[int], block: int) -> Work:
-    """Rows of `lengths` tokens in one call, the last `block` of each seeing all, those before only back."""
+    """Count the prefill of rows of `lengths` tokens: the last `block` of each attend to all, the others causally."""
     pairs = sum((n - block) * (n - block + 1) // 2 + block * n for n in lengths)
     layers = layers_of(model)
     work = weights_work(layers, sum(lengths))
@@ -101,8 +101,8 @@ def prefill_work(model: BitDance | ImageNetModel, lengths: Sequence[int], block:
 
 
 def read_work(model: BitDance | ImageNetModel, pasts: Sequence[int], images: int, block: int) -> Work:
-    """A patch's `block` tokens, of `images` and the same in all branches, read by rows with `pasts` tokens behind them:
-    embedded once an image, then read by every row.
+    """Count the reading of a patch of `block` tokens: embedded once per image, then read by every row, after `pasts`
+    tokens each.
     """
     projector, layers = projector_of(model), layers_of(model)
     embedding, stack = weights_work(projector, images * block), weights_work(layers, len(pasts) * block)
@@ -112,7 +112,7 @@ def read_work(model: BitDance | ImageNetModel, pasts: Sequence[int], images: int
 
 
 def head_work(model: BitDance | ImageNetModel, rows: int) -> Work:
-    """One evaluation for `rows` of a patch each, without what the times and the condition alone decide."""
+    """Count one evaluation of the head for `rows` patches, without the parts that `condition_work` counts."""
     config, block = model.head.config, model.config.tokens_per_patch
     beforehand = (TIME, CONDITION, *MODULATION)
     work = weights_work([p for n, p in model.head.named_parameters() if not n.startswith(beforehand)], rows * block)
@@ -121,7 +121,7 @@ def head_work(model: BitDance | ImageNetModel, rows: int) -> Work:
 
 
 def condition_work(model: BitDance | ImageNetModel, rows: int, evaluations: int) -> Work:
-    """What prepares all `evaluations` of one patch: the condition, and from it and each time the modulations."""
+    """Count the preparation of all `evaluations` of a patch: condition, and modulations for each time."""
     tokens, named = rows * model.config.tokens_per_patch, list(model.head.named_parameters())
     condition = weights_work([p for n, p in named if n.startswith(CONDITION)], tokens)
     modulation = weights_work([p for n, p in named if n.startswith(MODULATION)], tokens * evaluations)
@@ -129,7 +129,7 @@ def condition_work(model: BitDance | ImageNetModel, rows: int, evaluations: int)
 
 
 def decode_work(config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype) -> Work:
-    """Tokens [height, width] to pixels; the convolutions' operations are counted by torch, on shapes without data."""
+    """Count the decoding of height x width tokens to pixels; torch counts the operations, on the meta device."""
     autoencoder = BinaryAutoencoder(config, device="meta", dtype=dtype)
     bits = torch.empty(1, config.bits, height, width, device="meta", dtype=dtype)
     with FlopCounterMode(display=False) as counter:
@@ -139,24 +139,24 @@ def decode_work(config: AutoencoderConfig, height: int, width: int, dtype: torch
 
 
 def weights_work(parameters: Iterable[nn.Parameter], tokens: int) -> Work:
-    """Every weight read once; `tokens` multiplied by every matrix."""
+    """Count every weight read once, and every matrix multiplied by `tokens` tokens."""
     parameters = list(parameters)
     return Work(sum(p.nbytes for p in parameters), 2 * tokens * sum(p.numel() for p in parameters if p.ndim > 1))
 
 
 def add_attention(work: Work, config, pairs: int, tokens: int, size: int) -> Work:
-    """`pairs` of a query and a key that it sees; keys and values of `tokens` pass through memory."""
+    """Add attention of `pairs` of query and key, and memory traffic of the keys and values of `tokens`."""
     memory = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size * tokens
     return Work(work.bytes + memory, work.flops + 4 * config.num_layers * config.num_heads * config.head_dim * pairs)
 
 
 def shape_of(model: BitDance | ImageNetModel):
-    """The configuration of the transformer."""
+    """Return the configuration of the transformer."""
     return model.config if isinstance(model, ImageNetModel) else model.config.backbone
 
 
 def layers_of(model: BitDance | ImageNetModel) -> list[nn.Parameter]:
-    """What every pass of the transformer reads: its layers and norms, no tables."""
+    """List the parameters that every pass of the transformer reads: layers and norms, no embedding tables."""
     parts = [model.layers, model.norm, model.emb_norm] if isinstance(model, ImageNetModel) else None
     parts = parts or [model.backbone.layers, model.backbone.norm]
     return list(chain.from_iterable(part.parameters() for part in parts))

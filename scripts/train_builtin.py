@@ -2,11 +2,11 @@
 
     python scripts/train_builtin.py all --run runs/builtin
 
-Stages: `tokenizer` (autoencoder: sign with a straight-through gradient, a bit-entropy term), `polish` (the same from
-there, with flipped bits, so that the decoder forgives a sampler's mistakes), `model` (backbone, projector and head
-together: block-causal attention, velocity loss of rectified flow), `decoder` (the decoder alone once more, on the bits
-that are now fixed), `export` (fp16 weights).
-Each step draws from a generator seeded by (seed, stage, step), so a stopped run continues as if it had not been.
+Stages: `tokenizer` (autoencoder: sign with a straight-through gradient, a bit-entropy term), `polish` (continue with
+flipped bits, so that the decoder tolerates a sampler's mistakes), `model` (backbone, projector and head together:
+block-causal attention, velocity loss of rectified flow), `decoder` (only the decoder, on the final bits), `export`
+(fp16 weights).
+Each step uses a generator seeded by (seed, stage, step), so a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builtin_model import AUTOENCODER, SIDE, SIZES, TOKENS_PER_PATCH, model_config, train_prompt_tokenizer, write_folder
+from builtin_model import (
+    AUTOENCODER_CONFIG,
+    SIDE,
+    SIZES,
+    TOKENS_PER_PATCH,
+    model_config,
+    train_prompt_tokenizer,
+    write_folder,
+)
 from pictures import draw, random_picture
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,7 +47,7 @@ from bitdance_core.prompt import PromptTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is: kept in its folder, so that a resumed run cannot differ."""
+    """Settings of a run, stored in its folder, so that a resumed run cannot differ."""
 
     seed: int = 0
     tokenizer_steps: int = 2000
@@ -48,15 +56,15 @@ class Settings:
     polish_steps: int = 1500
     polish_lr: float = 7e-4
     decoder_steps: int = 3000
-    tokenizer_flips: float = 0.03  # of the bits that a polished decoder reads, at most: a sampler makes mistakes
+    tokenizer_flips: float = 0.03  # maximum share of flipped bits for the polished decoder: a sampler makes mistakes
     model_steps: int = 5500
     model_batch: int = 32
     model_lr: float = 1e-3
-    even_from: int = 1000  # the step from which every second batch is wide: the short pictures first
-    flow_samples: int = 2  # noise levels per patch and step: the head is cheaper than the backbone that feeds it
+    even_from: int = 1000  # the step from which every second batch is wide; before, fewer
+    flow_samples: int = 2  # noise levels per patch and step: the head is cheaper than the backbone
     unconditional: float = 0.1
-    context_flips: float = 0.1  # of the context's bits, at most, so that the model learns to live with its own mistakes
-    flow_mean: float = -0.8  # of the logit-normal t
+    context_flips: float = 0.1  # maximum share of flipped bits in the context: the model must tolerate its mistakes
+    flow_mean: float = -0.8  # mean of logit(t)
     flow_std: float = 0.8
     ema: float = 0.999
 
@@ -68,13 +76,13 @@ STAGES = ("tokenizer", "polish", "model", "decoder", "export")
 
 
 def step_rng(settings: Settings, stage: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The randomness of one step, on the CPU."""
+    """Return the random generators of one step, on the CPU."""
     rng = np.random.default_rng((settings.seed, stage, step))
     return rng, torch.Generator().manual_seed(int(rng.integers(2**63)))
 
 
 def draw_batch(count: int, wide: float, rng: np.random.Generator) -> tuple[list[str], Tensor]:
-    """Prompts and pixels [B, 3, H, W] in [-1, 1]; a share of `wide` batches is wide, and half as many."""
+    """Draw prompts and pixels [B, 3, H, W] in [-1, 1]; a share `wide` of batches is wide, with half as many."""
     height, width = SIZES[1] if rng.random() < wide else SIZES[0]
     pictures = [random_picture(rng) for _ in range(count * SIDE // width)]
     pixels = np.stack([draw(p, height, width, rng) for p in pictures])
@@ -94,7 +102,7 @@ def train(
     loss_of_step: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
     save_every: int = 250,
 ) -> None:
-    """AdamW with warm-up and cosine decay, gradient clipping and an average of the weights; continues a stopped run."""
+    """Train with AdamW, warm-up, cosine decay, gradient clipping and averaged weights; resume a stopped run."""
     path = run / f"{name}.pt"
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
@@ -135,23 +143,23 @@ def train(
                 "step": step + 1,
             }
             torch.save(state, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)  # never half a checkpoint under the final name
+            path.with_suffix(".tmp").replace(path)  # so that the final name never has a partial checkpoint
 
 
 def load_autoencoder(run: Path, stage: str, device: str) -> BinaryAutoencoder:
-    """The averaged weights that a stage ended with."""
-    autoencoder = BinaryAutoencoder(AUTOENCODER, device="meta")
+    """Load the averaged weights from the end of a stage."""
+    autoencoder = BinaryAutoencoder(AUTOENCODER_CONFIG, device="meta")
     saved = torch.load(run / f"{stage}.pt", weights_only=True, map_location=device)
     autoencoder.load_state_dict(saved["ema"], assign=True)
     return autoencoder.requires_grad_(True)
 
 
 def train_autoencoder(run: Path, settings: Settings, stage: str, device: str) -> None:
-    """One of the stages `tokenizer`, `polish` and `decoder`."""
+    """Run one of the stages `tokenizer`, `polish` and `decoder`."""
     torch.manual_seed(settings.seed)  # initial weights only
     number = {"tokenizer": 0, "polish": 2, "decoder": 3}[stage]
     if stage == "tokenizer":
-        model = BinaryAutoencoder(AUTOENCODER, device="cpu").to(device)
+        model = BinaryAutoencoder(AUTOENCODER_CONFIG, device="cpu").to(device)
     else:
         model = load_autoencoder(run, "tokenizer" if stage == "polish" else "polish", device)
     if stage == "decoder":
@@ -162,12 +170,12 @@ def train_autoencoder(run: Path, settings: Settings, stage: str, device: str) ->
         pixels = draw_batch(settings.tokenizer_batch, 0.25, rng)[1].to(device)
         z = model.encoder(pixels)
         bits = binarize(z)
-        read = z + (bits - z).detach()  # straight through: the sign's gradient is taken as 1
+        read = z + (bits - z).detach()  # straight-through: the gradient of the sign is 1
         if stage != "tokenizer":
             read = torch.where(random_flips(z.shape, settings.tokenizer_flips, generator).to(device), -read, read)
         output = model.decoder(read)
         mse = F.mse_loss(output, pixels)
-        share = torch.sigmoid(4 * z).mean(dim=(0, 2, 3))  # of +1, a bit
+        share = torch.sigmoid(4 * z).mean(dim=(0, 2, 3))  # share of +1 for each bit
         entropy = -(share * share.clamp_min(1e-6).log2() + (1 - share) * (1 - share).clamp_min(1e-6).log2()).mean()
         loss = F.l1_loss(output, pixels) + mse + 0.02 * F.mse_loss(z, bits) - 0.02 * entropy
         return loss, {"psnr": 10 * torch.log10(4 / mse), "entropy": entropy}
@@ -181,15 +189,15 @@ def train_autoencoder(run: Path, settings: Settings, stage: str, device: str) ->
 
 
 def random_flips(shape: tuple[int, ...], most: float, generator: torch.Generator) -> Tensor:
-    """Where to flip bits: a share of up to `most`, drawn anew for each row of the batch."""
+    """Draw a mask of bits to flip, with a random share of up to `most` for each row of the batch."""
     share = most * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)
     return torch.rand(shape, generator=generator) < share
 
 
 def token_ids(prompts: PromptTokenizer, texts: list[str | None], grid: Grid) -> tuple[Tensor, Tensor]:
-    """Ids [B, L] of texts and image openings, left-padded as the engine pads them, and each row's padding [B].
+    """Return ids [B, L] of texts and image openings, left-padded as in drawing, and each row's padding [B].
 
-    None is the unconditional template.
+    A text of None means the unconditional template.
     """
     opening = prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
     rows = [(prompts.unconditional() if text is None else prompts.conditional(text)) + opening for text in texts]
@@ -199,13 +207,13 @@ def token_ids(prompts: PromptTokenizer, texts: list[str | None], grid: Grid) -> 
 
 
 def hidden_states(model: BitDance, ids: Tensor, padding: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
-    """The backbone over a whole picture at once: tokens [B, patches, P, C] -> conditioning [B, patches, P, D]."""
+    """Run the backbone over whole pictures: tokens [B, patches, P, C] -> conditioning [B, patches, P, D]."""
     P, device = grid.tokens_per_patch, tokens.device
     positions = grid.positions(model.config.backbone.hidden_size, device)
     embedded = (model.projector(tokens[:, :-1]) + positions[:-1]).flatten(1, 2)
     x = torch.cat((model.backbone.embed_tokens(ids), embedded), dim=1)
     steps = torch.arange(x.shape[1], device=device)
-    start = ids.shape[1] - P  # where block 0 begins; what lies before is causal
+    start = ids.shape[1] - P  # where block 0 begins; the tokens before are causal
     order = torch.where(steps < start, steps, start + (steps - start) // P)
     real = steps >= padding[:, None]
     itself = torch.eye(len(steps), dtype=torch.bool, device=device)
@@ -248,7 +256,7 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
 
 
 def initialize(model: BitDance) -> None:
-    """Start as a head that ignores its modulation and predicts 0 (Peebles & Xie 2023), and quiet embeddings."""
+    """Initialize a head that ignores its modulation and predicts 0 (Peebles & Xie 2023), and small embeddings."""
     nn.init.normal_(model.backbone.embed_tokens.weight, std=0.5)
     zero = [*model.head.ada_ln_blocks, model.head.final_layer.ada_ln_modulation, model.head.final_layer.linear]
     for linear in zero:
@@ -257,13 +265,13 @@ def initialize(model: BitDance) -> None:
 
 
 def remember(path: Path, settings: Settings) -> None:
-    """Keep the settings of a run, and refuse to continue it with others."""
+    """Store the settings of a run, and refuse to resume it with others."""
     current = dataclasses.asdict(settings)
     if path.exists() and (before := json.loads(path.read_text())) != current:
         changed = [
             f"{name} {before.get(name)} -> {value}" for name, value in current.items() if before.get(name) != value
         ]
-        sys.exit(f"{path.parent} was begun with other settings ({', '.join(changed)}); name another --run")
+        sys.exit(f"{path.parent} was started with other settings ({', '.join(changed)}); choose another --run")
     path.write_text(json.dumps(current, indent=2) + "\n")
 
 

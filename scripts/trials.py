@@ -1,4 +1,4 @@
-"""What a benchmark draws, and the clock and the scales beside each run."""
+"""Define a benchmark's case, and measure time and memory of its runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bitdance_core.patches import Grid
 from meters import PeakMemory, mark, seconds_between, wait
 from random_models import Model, fill_randomly, tokenizer_of
 
-PROMPT_TOKENS, TEMPLATE_TOKENS = 40, 4  # of a prompt of some 30 words in its template, and of the unconditional text
+PROMPT_TOKENS, TEMPLATE_TOKENS = 40, 4  # a prompt of about 30 words in its template, and the empty template
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: the first `patches` of pictures drawn at once."""
+    """The work to measure: the first `patches` patches of `batch` pictures drawn at once."""
 
     model: Model
     grid: Grid
@@ -42,12 +42,12 @@ class Case:
 
     @property
     def evaluations(self) -> int:
-        """Of the head, for a patch."""
+        """Evaluations of the head per patch."""
         return self.sampling.schedule_of(0, self.grid.num_patches).evaluations
 
     @property
     def branches(self) -> list[list[int]]:
-        """What `context` takes: classes, or token ids of which only the count matters."""
+        """The branches for `generate`: classes, or token ids, of which only the number matters."""
         config = self.model.config
         if isinstance(config, ImageNetConfig):
             return [[207] * self.batch, [config.null_class] * self.batch][: self.sampling.branches]
@@ -79,8 +79,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds: up to the first patch's first evaluation of the head; of the backbone for each patch but the first; of
-    the head for each; and of the whole call, which they fill without a gap, where it drew all patches.
+    """Seconds until the first evaluation of the head; of the backbone for each patch but the first; of the head for
+    each patch; and of the whole call if it drew all patches. The parts cover the call without gaps.
     """
 
     prefill: float
@@ -92,22 +92,22 @@ class Run:
 
 
 def take_turns(case: Case, contenders: dict[str, Callable], count: int) -> dict[str, list[Run]]:
-    """Each as often as the others, in turns, so that a busy moment of the machine meets all; first once uncounted."""
+    """Run the contenders `count` times in turns, after a warm-up, so that load on the machine affects all of them."""
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     for _ in range(count + 1):
         for name, contender in contenders.items():
-            # the core draws noise on the CPU, so that a seed means one picture; the official pipeline on the device
+            # the core draws noise on the CPU (same picture on every device), the official pipeline on the device
             generator = torch.Generator("cpu" if name == "ours" else case.device)
-            runs[name].append(draw(case, contender, generator.manual_seed(0)))
+            runs[name].append(time_run(case, contender, generator.manual_seed(0)))
     return {name: those[1:] for name, those in runs.items()}
 
 
-def draw(case: Case, contender: Callable, generator: torch.Generator) -> Run:
-    """Time a `generate` at the moments when it asks whether to go on, before each network call, and tells of a patch.
+def time_run(case: Case, contender: Callable, generator: torch.Generator) -> Run:
+    """Time a `generate` with its hooks: `cancel`, called before each network call, and `callback`, after each patch.
 
-    What lies between two such moments counts to the first of them.
+    The time between two calls of the hooks counts for the first.
     """
-    marks: list[list] = [[]]  # for each patch, one where each network call begins, and one where the patch is done
+    marks: list[list] = [[]]  # per patch: one moment per network call, and one when the patch is done
     device = case.device
 
     def cancel() -> bool:
@@ -128,7 +128,7 @@ def draw(case: Case, contender: Callable, generator: torch.Generator) -> Run:
     end = mark(device)
     wait(device)
     patches = marks[: case.patches]
-    begins = [begin, *(times[-1] for times in patches)]  # of the network's reading, before each patch
+    begins = [begin, *(times[-1] for times in patches)]  # where the backbone begins, for each patch
     prefill, *backbone = [seconds_between(start, times[1]) for start, times in zip(begins, patches)]
     head = [seconds_between(times[1], times[-1]) for times in patches]
     whole = seconds_between(begin, end) if case.is_whole else None
@@ -143,7 +143,7 @@ class Decode:
 
 
 def time_decoding(case: Case, size: Size, count: int) -> list[Decode]:
-    """Of one picture of `size` pixels, as the pipeline decodes them; first once uncounted."""
+    """Time the decoding of one picture of `size` (height, width) pixels, `count` times after a warm-up."""
     config, device = tokenizer_of(case.model.config), case.device
     autoencoder = BinaryAutoencoder(config, device="meta").eval()
     fill_randomly(autoencoder.decoder, device, case.dtype)

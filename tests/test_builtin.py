@@ -27,7 +27,7 @@ def test_it_is_small_and_complete():
 
 def test_24_prompts_mean_what_they_say(pipe):
     scores = eval_builtin.draw_prompts(pipe, eval_builtin.random_pictures(24, seed=11))
-    wrong = [(s.asked.prompt, s.seen) for s in scores if not s.all_right]
+    wrong = [(s.prompted.prompt, s.seen) for s in scores if not s.all_right]
     assert len(wrong) <= 1, wrong  # 92 % of 24 are 22.08
     assert all(s.colours_right for s in scores), wrong
 
@@ -35,7 +35,7 @@ def test_24_prompts_mean_what_they_say(pipe):
 def test_the_wide_size_is_real(pipe):
     scores = eval_builtin.draw_prompts(pipe, eval_builtin.random_pictures(6, seed=12), size=(64, 128))
     assert all(s.image.size == (128, 64) for s in scores)
-    assert sum(s.all_right for s in scores) >= 5, [(s.asked.prompt, s.seen) for s in scores]
+    assert sum(s.all_right for s in scores) >= 5, [(s.prompted.prompt, s.seen) for s in scores]
 
 
 @pytest.mark.long
