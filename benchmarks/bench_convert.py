@@ -77,7 +77,8 @@ def write_synthetic(folder: Path, nbytes: int) -> int:
     """Write a model of about `nbytes` random weights in the official layout; return the bytes of its largest tensor."""
     import torch
 
-    from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+    from bitdance_core.checkpoints.checkpoint import read_checkpoint
+    from bitdance_core.checkpoints.locate import ASSETS
     from bitdance_core.checkpoints.writer import Planned, write_safetensors
     from bitdance_core.model.text_config import BackboneConfig
     from bitdance_core.model.text_model import BitDance

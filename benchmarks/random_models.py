@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
+from bitdance_core.checkpoints.locate import ASSETS
 from bitdance_core.model.class_config import IMAGENET, ImageNetConfig
 from bitdance_core.model.class_model import ImageNetModel
 from bitdance_core.model.grid import Grid

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,19 +21,23 @@ from .batch import run as batch
 from .batch.jobs import PICTURE_LAYOUTS
 from .bits import metrics
 from .checkpoints import hub
-from .checkpoints.checkpoint import locate
+from .checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint, read_checkpoint
 from .checkpoints.convert import OUTPUT_LAYOUTS, PRECISIONS, convert
 from .checkpoints.hub import DOWNLOADS
 from .checkpoints.info import describe
-from .checkpoints.layouts import find_layout
-from .checkpoints.tensor_names import CLASS_MODEL
+from .checkpoints.locate import locate
 from .devices import COMPUTE_DTYPES
 from .errors import BitDanceError, MissingFileError
-from .model.class_names import parse_classes
-from .pipeline import BitDancePipeline, ImageNetPipeline
+from .pipeline import PIPELINES, load_pipeline, outline
 from .sampling.flow import DEFAULT_SAMPLER, SAMPLERS
+from .sampling.settings import Sampling, option_names
 from .tokenizer import BinaryTokenizer, to_images, to_pixels
 
+# the types of `Sampling`'s options -> argparse's type and number of values
+OPTION_TYPES = {
+    "int | None": (int, None), "float | None": (float, None), "float": (float, None), "str": (str, None),
+    "tuple[float, float]": (float, 2),
+}  # fmt: skip
 PICTURE_FORMATS = (".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tiff")
 
 
@@ -150,6 +156,11 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="head steps per patch (default: the model's own)")
     parser.add_argument("--guidance", type=float, help="1 or less draws without guidance (default: the model's own)")
     parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help="default: %(default)s")
+    for option in dataclasses.fields(Sampling):
+        if "help" in option.metadata:
+            kind, count = OPTION_TYPES[option.type]
+            name = "--" + option.name.replace("_", "-")
+            parser.add_argument(name, type=kind, nargs=count, metavar="N", help=option.metadata["help"])
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--allow-untrained-size", action="store_true", help="try a size the model was not trained for")
     add_device_options(parser)
@@ -162,13 +173,11 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     check_output(args.out)
-    source = locate(args.model)
-    if CLASS_MODEL in find_layout(source).parts:
-        pipe, subject = imagenet_pipeline(args, source)
-    else:
-        pipe = BitDancePipeline.from_pretrained(source, args.device, COMPUTE_DTYPES.get(args.dtype))
-        names = ("prompt", "height", "width", "num_images", "negative_prompt", "allow_untrained_size")
-        subject = {name: getattr(args, name) for name in names}
+    checkpoint = read_checkpoint(locate(args.model), args.tokenizer and Path(args.tokenizer))
+    arguments = subject_of(args, checkpoint)
+    arguments |= {name: getattr(args, name) for name in ("steps", "guidance", "sampler", *option_names())}
+    outline(checkpoint).check(**arguments, seed=args.seed)
+    pipe = load_pipeline(checkpoint, args.device, COMPUTE_DTYPES.get(args.dtype))
     bar = None
 
     def show(done: int, total: int, bits: Tensor) -> None:
@@ -177,9 +186,7 @@ def generate(args: argparse.Namespace) -> None:
             bar = tqdm(total=total, unit="patch", desc="drawing")
         bar.update()
 
-    output = pipe.generate(
-        **subject, steps=args.steps, guidance=args.guidance, seed=args.seed, sampler=args.sampler, callback=show
-    )
+    output = pipe.generate(**arguments, seed=args.seed, callback=show)
     bar.close()
     for number, image in enumerate(output.images, start=1):
         path = args.out if len(output.images) == 1 else args.out.with_stem(f"{args.out.stem}_{number}")
@@ -187,17 +194,15 @@ def generate(args: argparse.Namespace) -> None:
         print(path)
 
 
-def imagenet_pipeline(args: argparse.Namespace, source: Path) -> tuple[ImageNetPipeline, dict]:
-    """Load an ImageNet model and parse the classes in the prompt. Raises BitDanceError for options of a prompt."""
-    for name in ("height", "width", "negative_prompt", "allow_untrained_size"):
-        if getattr(args, name):
-            option = "--" + name.replace("_", "-")
-            raise BitDanceError(
-                f"{args.model} is an ImageNet model, which draws classes in one size; leave {option} out"
-            )
-    labels = [label for label in parse_classes(args.prompt) for _ in range(args.num_images)]
-    pipe = ImageNetPipeline.from_pretrained(source, args.tokenizer, args.device, COMPUTE_DTYPES.get(args.dtype))
-    return pipe, {"labels": labels}
+def subject_of(args: argparse.Namespace, checkpoint: TextCheckpoint | ClassCheckpoint) -> dict[str, Any]:
+    """Return the arguments of `generate` that say what to draw. Raises BitDanceError for options it cannot follow."""
+    kind = PIPELINES[type(checkpoint)]
+    if unused := ["--" + name.replace("_", "-") for name in kind.unused if getattr(args, name)]:
+        raise BitDanceError(
+            f"{args.model} is an ImageNet model, which draws classes in one size; leave {', '.join(unused)} out"
+        )
+    names = ("num_images", "height", "width", "negative_prompt", "allow_untrained_size")
+    return outline(checkpoint).subject(args.prompt, **{name: getattr(args, name) for name in names})
 
 
 def reconstruct(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,25 @@ from PIL import Image
 from torch import Tensor
 
 from . import devices
-from .checkpoints.checkpoint import Source, locate, read_checkpoint, read_imagenet
+from .checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint, read_class_checkpoint, read_text_checkpoint
 from .checkpoints.load import load_weights
+from .checkpoints.locate import Source, locate
 from .errors import BitDanceError, Cancel, check_cancelled, whole_number
 from .model.attention import AttentionFn, attention
 from .model.class_config import ImageNetConfig
 from .model.class_model import ImageNetModel
-from .model.class_names import class_numbers
+from .model.class_names import class_numbers, parse_classes
 from .model.fields import Size
 from .model.graphs import Graphs
 from .model.prompt import PromptTokenizer
 from .model.text_config import BitDanceConfig
 from .model.text_model import BitDance
-from .model.tokenizer_network import BinaryAutoencoder
 from .sampling.editing import THRESHOLD, make_edit, region_map, token_mask
 from .sampling.flow import DEFAULT_SAMPLER
 from .sampling.generate import Callback, generate
 from .sampling.patch import HeadVelocity, compiled_velocity
 from .sampling.plan import Request
-from .sampling.settings import Sampling
+from .sampling.settings import Sampling, option_names
 from .sampling.sizes import make_grid
 from .tokenizer import BinaryTokenizer, to_images
 
@@ -48,18 +48,23 @@ class GenerateOutput:
 class Pipeline:
     """A model and its binary tokenizer on one device: the base of both kinds of pipeline.
 
-    `velocity` replaces the head's (see `compiled_velocity`).
+    `unused` names settings of the command line and of batches that this kind cannot follow. `velocity` replaces the
+    head's (see `compiled_velocity`).
     """
+
+    unused: tuple[str, ...] = ()
 
     def __init__(
         self,
         model: BitDance | ImageNetModel,
         tokenizer: BinaryTokenizer,
+        prompts: PromptTokenizer | None = None,
         cuda_graphs: bool = False,
         velocity: HeadVelocity | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.prompts = prompts
         self.cuda_graphs = cuda_graphs
         self.velocity = velocity
 
@@ -80,6 +85,18 @@ class Pipeline:
         """(height, width) in pixels."""
         return self.config.defaults.default_size
 
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Pick the seed and the settings of `Sampling` out of `given`, completed with the model's own."""
+        defaults = self.config.defaults
+        own = {"steps": defaults.steps, "guidance": defaults.guidance, "sampler": DEFAULT_SAMPLER, "seed": 0}
+        own |= {} if defaults.schedule == "constant" or given.get("last_guidance") else {"schedule": defaults.schedule}
+        return own | {name: given[name] for name in (*own, *option_names()) if given.get(name) is not None}
+
+    def check(self, seed: int = 0, **arguments: Any) -> Request:
+        """Check the arguments of `generate`. Raises BitDanceError for those that it would refuse."""
+        whole_number("seed", seed, least=0, most=MAX_SEED)
+        return self.request(**arguments)
+
     def _draw(self, request: Request, seed: int, callback: Callback | None, cancel: Cancel | None) -> GenerateOutput:
         """Draw a request's bits and decode them."""
         # on the CPU, so that a seed means the same noise on every device
@@ -97,17 +114,6 @@ class Pipeline:
 
 class BitDancePipeline(Pipeline):
     """A text-to-image model ready to draw. Make one with `from_pretrained`."""
-
-    def __init__(
-        self,
-        model: BitDance,
-        tokenizer: BinaryTokenizer,
-        prompts: PromptTokenizer,
-        cuda_graphs: bool = False,
-        velocity: HeadVelocity | None = None,
-    ) -> None:
-        super().__init__(model, tokenizer, cuda_graphs, velocity)
-        self.prompts = prompts
 
     @classmethod
     def from_pretrained(
@@ -129,19 +135,8 @@ class BitDancePipeline(Pipeline):
         if kernel launches dominate. Raises BitDanceError (a ValueError), which names the file and the fault.
         """
         device, dtype = devices.choose(device, dtype)
-        devices.check_graphs(device, cuda_graphs)
-        checkpoint = read_checkpoint(locate(source, local_files_only=local_files_only))
-        model = BitDance(checkpoint.config, attend=attend, device="meta").eval()
-        autoencoder = BinaryAutoencoder(checkpoint.config.autoencoder, device="meta").eval()
-        parts = [
-            (model.backbone, checkpoint.backbone),
-            (model.projector, checkpoint.projector),
-            (model.head, checkpoint.head),
-            (autoencoder, checkpoint.autoencoder),
-        ]
-        load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
-        tokenizer = BinaryTokenizer(autoencoder, device, dtype)
-        return cls(model, tokenizer, checkpoint.prompts, cuda_graphs, _velocity(model, device, compile_head))
+        checkpoint = read_text_checkpoint(locate(source, local_files_only=local_files_only))
+        return load_pipeline(checkpoint, device, dtype, attend, cuda_graphs, compile_head)
 
     @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
     def generate(
@@ -177,8 +172,8 @@ class BitDancePipeline(Pipeline):
         allow_untrained_size: allow a size outside the model's list.
         last_steps, last_guidance, guidance_interval, noise_scale, time_shift, schedule: see `Sampling`.
         """
-        seed = whole_number("seed", seed, least=0, most=MAX_SEED)
-        request = self.request(prompt, height, width, steps, guidance, num_images, **settings)
+        size = {"height": height, "width": width, "num_images": num_images}
+        request = self.check(seed, prompt=prompt, steps=steps, guidance=guidance, **size, **settings)
         return self._draw(request, seed, callback, cancel)
 
     def request(
@@ -224,6 +219,16 @@ class BitDancePipeline(Pipeline):
             branches.append(negative + opening)
         return Request(branches, grid, sampling, num_images, edit, region_map(covers, grid) if covers else None)
 
+    def subject(
+        self, prompt: str | None, labels: list | None = None, num_images: int = 1, **settings: Any
+    ) -> dict[str, Any]:
+        """Turn a line of a batch or of the command line into arguments of `generate`, the size filled in."""
+        if prompt is None:
+            raise BitDanceError("'labels' are for ImageNet models; this one draws a 'prompt'")
+        sides = zip(("height", "width"), self.default_size)
+        sizes = {name: settings[name] or default for name, default in sides}
+        return {"prompt": prompt, **settings, **sizes, "num_images": num_images}
+
     def _size_of(self, bits: Tensor, height: int | None, width: int | None) -> Size:
         """Return the size of bits in pixels. Raises BitDanceError where another height or width is set."""
         if bits.ndim != 4:
@@ -237,6 +242,8 @@ class BitDancePipeline(Pipeline):
 
 class ImageNetPipeline(Pipeline):
     """A class-conditional model ready to draw. Make one with `from_pretrained`."""
+
+    unused = ("height", "width", "negative_prompt", "allow_untrained_size")
 
     @classmethod
     def from_pretrained(
@@ -255,13 +262,8 @@ class ImageNetPipeline(Pipeline):
         All else is as for `BitDancePipeline`. Raises BitDanceError, which names the file and the fault.
         """
         device, dtype = devices.choose(device, dtype)
-        devices.check_graphs(device, cuda_graphs)
-        checkpoint = read_imagenet(locate(path, files=None), None if tokenizer is None else Path(tokenizer))
-        model = ImageNetModel(checkpoint.config, attend=attend, device="meta").eval()
-        autoencoder = BinaryAutoencoder(checkpoint.autoencoder_config, device="meta").eval()
-        load_weights([(model, checkpoint.backbone), (autoencoder, checkpoint.autoencoder)], device, dtype)
-        tokenizer = BinaryTokenizer(autoencoder, device, dtype)
-        return cls(model, tokenizer, cuda_graphs, _velocity(model, device, compile_head))
+        checkpoint = read_class_checkpoint(locate(path, files=None), None if tokenizer is None else Path(tokenizer))
+        return load_pipeline(checkpoint, device, dtype, attend, cuda_graphs, compile_head)
 
     @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
     def generate(
@@ -283,8 +285,7 @@ class ImageNetPipeline(Pipeline):
         `Sampling`; all else is as in `BitDancePipeline.generate`. Raises BitDanceError for invalid settings before any
         work.
         """
-        seed = whole_number("seed", seed, least=0, most=MAX_SEED)
-        request = self.request(labels, steps, guidance, schedule=schedule, **settings)
+        request = self.check(seed, labels=labels, steps=steps, guidance=guidance, schedule=schedule, **settings)
         return self._draw(request, seed, callback, cancel)
 
     def request(
@@ -308,6 +309,37 @@ class ImageNetPipeline(Pipeline):
         branches = [classes] + [[self.config.null_class] * len(classes)] * (sampling.branches - 1)
         return Request(branches, grid, sampling, len(classes), edit)
 
+    def subject(
+        self, prompt: str | None, labels: list | None = None, num_images: int = 1, **settings: Any
+    ) -> dict[str, Any]:
+        """Turn a line of a batch or of the command line into arguments of `generate`; a prompt lists classes."""
+        classes = class_numbers(parse_classes(prompt) if labels is None else labels, self.config)
+        return {"labels": [label for label in classes for _ in range(num_images)]}
 
-def _velocity(model: BitDance | ImageNetModel, device: torch.device, compile_head: bool) -> HeadVelocity | None:
-    return compiled_velocity(model.head, frozen=device.type == "cpu") if compile_head else None
+
+PIPELINES: dict[type, type[Pipeline]] = {TextCheckpoint: BitDancePipeline, ClassCheckpoint: ImageNetPipeline}
+
+
+def load_pipeline(
+    checkpoint: TextCheckpoint | ClassCheckpoint,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    attend: AttentionFn = attention,
+    cuda_graphs: bool = False,
+    compile_head: bool = False,
+) -> Pipeline:
+    """Load a recognised model of either kind; the arguments are those of `BitDancePipeline.from_pretrained`."""
+    device, dtype = devices.choose(device, dtype)
+    devices.check_graphs(device, cuda_graphs)
+    model, autoencoder = checkpoint.build(attend=attend), checkpoint.tokenizer.build()
+    parts = [*checkpoint.modules(model), (autoencoder, checkpoint.tokenizer.component)]
+    load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
+    velocity = compiled_velocity(model.head, frozen=device.type == "cpu") if compile_head else None
+    tokenizer = BinaryTokenizer(autoencoder, device, dtype)
+    return PIPELINES[type(checkpoint)](model, tokenizer, checkpoint.prompts, cuda_graphs, velocity)
+
+
+def outline(checkpoint: TextCheckpoint | ClassCheckpoint) -> Pipeline:
+    """Make a pipeline without weights, which checks the arguments of `generate` (by `request`) and draws nothing."""
+    tokenizer = BinaryTokenizer(checkpoint.tokenizer.build(), torch.device("meta"), torch.float32)
+    return PIPELINES[type(checkpoint)](checkpoint.build(), tokenizer, checkpoint.prompts)

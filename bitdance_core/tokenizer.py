@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from . import devices
-from .checkpoints.checkpoint import locate, read_autoencoder
 from .checkpoints.layouts import TOKENIZER_FILES
 from .checkpoints.load import load_weights
+from .checkpoints.locate import locate
+from .checkpoints.tokenizer_files import read_tokenizer
 from .errors import BitDanceError
 from .model.tokenizer_network import BinaryAutoencoder
 
@@ -38,9 +39,9 @@ class BinaryTokenizer:
         `BitDancePipeline`. Raises BitDanceError, which names the file and what is wrong.
         """
         device, dtype = devices.choose(device, dtype)
-        config, component = read_autoencoder(locate(source, TOKENIZER_FILES, local_files_only))
-        autoencoder = BinaryAutoencoder(config, device="meta").eval()
-        load_weights([(autoencoder, component)], device, dtype)
+        checkpoint = read_tokenizer(locate(source, TOKENIZER_FILES, local_files_only))
+        autoencoder = checkpoint.build()
+        load_weights([(autoencoder, checkpoint.component)], device, dtype)
         return cls(autoencoder, device, dtype)
 
     @property

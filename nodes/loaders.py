@@ -7,9 +7,8 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..bitdance_core.checkpoints import hub
-from ..bitdance_core.checkpoints.checkpoint import ImageNetCheckpoint, read_autoencoder, read_checkpoint, read_imagenet
-from ..bitdance_core.checkpoints.layouts import find_layout
-from ..bitdance_core.checkpoints.tensor_names import CLASS_MODEL
+from ..bitdance_core.checkpoints.checkpoint import read_checkpoint
+from ..bitdance_core.checkpoints.tokenizer_files import read_tokenizer
 from .comfy import catalog, lora
 from .comfy.catalog import Source
 from .comfy.clip import make_clip, prompts_of_comfyui
@@ -186,18 +185,12 @@ class BitDanceLoadLora(io.ComfyNode):
 
 def load(source: Source, weight_dtype: str):
     """Load MODEL, CLIP and VAE of either kind of model. Raises BitDanceError before any weight is read."""
-    if CLASS_MODEL in find_layout(source).parts:
-        checkpoint = read_imagenet(source, find_tokenizer=catalog.imagenet_tokenizer)
-    else:
-        checkpoint = read_checkpoint(source, prompts_of_comfyui)
-    is_imagenet = isinstance(checkpoint, ImageNetCheckpoint)
-    config = checkpoint.autoencoder_config if is_imagenet else checkpoint.config.autoencoder
-    vae = BinaryVAE(config, checkpoint.autoencoder)
-    latent_format = BitsFormat(config, fit_rgb_factors(vae))
-    clip = make_clip(None if is_imagenet else checkpoint.prompts)
-    return load_model(checkpoint, weight_dtype, latent_format), clip, vae
+    checkpoint = read_checkpoint(source, find_prompts=prompts_of_comfyui, find_tokenizer=catalog.imagenet_tokenizer)
+    vae = BinaryVAE(checkpoint.tokenizer)
+    latent_format = BitsFormat(checkpoint.tokenizer.config, fit_rgb_factors(vae))
+    return load_model(checkpoint, weight_dtype, latent_format), make_clip(checkpoint.prompts), vae
 
 
 def load_tokenizer(path: Path) -> BinaryVAE:
     """Load a VAE from a model or a tokenizer's file. Raises BitDanceError before any weight is read."""
-    return BinaryVAE(*read_autoencoder(path))
+    return BinaryVAE(read_tokenizer(path))

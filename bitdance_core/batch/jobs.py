@@ -14,33 +14,24 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from ..checkpoints.checkpoint import locate, read_checkpoint, read_imagenet
 from ..checkpoints.files import read_text
-from ..checkpoints.layouts import find_layout
-from ..checkpoints.tensor_names import CLASS_MODEL, Component
+from ..checkpoints.tensor_names import Component
 from ..errors import BitDanceError, whole_number
-from ..model.class_model import ImageNetModel
-from ..model.class_names import class_numbers, parse_classes
-from ..model.text_model import BitDance
-from ..model.tokenizer_network import BinaryAutoencoder
-from ..pipeline import MAX_SEED, BitDancePipeline, ImageNetPipeline
+from ..pipeline import Pipeline
 from ..sampling.flow import SAMPLERS
-from ..tokenizer import BinaryTokenizer
+from ..sampling.settings import option_names
 
 PICTURE_LAYOUTS = ("flat", "geneval", "dpg")
 # settings that a line may have, whole numbers with their minimum; the other entries of a line are its metadata
 WHOLE_NUMBERS = {"height": 1, "width": 1, "steps": 1, "seed": 0, "num_images": 1}
 TEXTS = ("prompt", "negative_prompt", "sampler")
-SETTINGS = (*WHOLE_NUMBERS, *TEXTS, "guidance", "labels", "id")
+SETTINGS = (*WHOLE_NUMBERS, *TEXTS, *option_names(), "guidance", "labels", "id")
 ID = re.compile(r"[\w-](?:[\w .-]{0,98}[\w-])?")
 # names that Windows reserves
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 EDGE_BYTES = 2**20  # read from each end of a file for its fingerprint
-
-Pipeline = BitDancePipeline | ImageNetPipeline
 
 
 @dataclass(frozen=True)
@@ -148,23 +139,6 @@ def check_row(row: Row, layout: str) -> None:
         raise row.refuse("the prompt is empty")
 
 
-def outline(source: str, tokenizer: str | None) -> tuple[Pipeline, list[Path]]:
-    """Return a model without weights, which checks settings as the loaded model does, and the files of the model."""
-    path, meta, dtype = locate(source), torch.device("meta"), torch.float32
-    if CLASS_MODEL in find_layout(path).parts:
-        checkpoint = read_imagenet(path, None if tokenizer is None else Path(tokenizer))
-        autoencoder = BinaryAutoencoder(checkpoint.autoencoder_config, device=meta)
-        pipe = ImageNetPipeline(
-            ImageNetModel(checkpoint.config, device=meta), BinaryTokenizer(autoencoder, meta, dtype)
-        )
-    else:
-        checkpoint = read_checkpoint(path)
-        autoencoder = BinaryAutoencoder(checkpoint.config.autoencoder, device=meta)
-        model = BitDance(checkpoint.config, device=meta)
-        pipe = BitDancePipeline(model, BinaryTokenizer(autoencoder, meta, dtype), checkpoint.prompts)
-    return pipe, files_of(checkpoint.components())
-
-
 def files_of(components: Iterable[Component]) -> list[Path]:
     return list(dict.fromkeys(file for component in components for file in component.files))
 
@@ -186,40 +160,26 @@ def plan(row: Row, args: argparse.Namespace, model: Pipeline) -> Job:
 
     Raises BitDanceError for any setting that `generate` would refuse.
     """
-    names = (*WHOLE_NUMBERS, "negative_prompt", "guidance", "sampler")
+    names = (*WHOLE_NUMBERS, "negative_prompt", "guidance", "sampler", *option_names())
     given = {name: getattr(args, name) if row.data.get(name) is None else row.data[name] for name in names}
-    defaults = model.config.defaults
     count = given["num_images"]
     if count is None:
         count = 1 if args.layout == "flat" else 4
-    settings = {
-        "steps": defaults.steps if given["steps"] is None else given["steps"],
-        "guidance": defaults.guidance if given["guidance"] is None else given["guidance"],
-        "sampler": given["sampler"],
-        "seed": given["seed"],
-    }
     try:
-        if isinstance(model, ImageNetPipeline):
-            for name in ("height", "width", "negative_prompt"):
-                if given[name]:
-                    raise BitDanceError(f"an ImageNet model draws classes in one size; leave {name} out")
-            classes = parse_classes(row.data["prompt"]) if row.data.get("labels") is None else row.data["labels"]
-            labels = [label for label in class_numbers(classes, model.config) for _ in range(count)]
-            arguments = {"labels": labels, **settings, "schedule": defaults.schedule}
-            height, width, count = *model.default_size, len(labels)
-        else:
-            if row.data.get("prompt") is None:
-                raise BitDanceError("'labels' are for ImageNet models; this one draws a 'prompt'")
-            height, width = (given[side] or default for side, default in zip(("height", "width"), model.default_size))
-            arguments = {"prompt": row.data["prompt"], "negative_prompt": given["negative_prompt"], **settings}
-            arguments |= {"height": height, "width": width, "num_images": count}
-            arguments["allow_untrained_size"] = args.allow_untrained_size
+        for name in model.unused:
+            if given.get(name):
+                raise BitDanceError(f"an ImageNet model draws classes in one size; leave {name} out")
+        subject = {name: given[name] for name in ("height", "width", "negative_prompt")}
+        subject |= {"num_images": count, "allow_untrained_size": args.allow_untrained_size}
+        arguments = model.subject(row.data.get("prompt"), row.data.get("labels"), **subject)
+        arguments |= model.settings(given)
+        request = model.check(**arguments)
+        height, width = request.size(model.tokenizer.downscale)
+        count = request.num_images
         if args.layout == "dpg" and (count > 4 or height != width):
             raise BitDanceError(
                 f"layout dpg takes up to four square pictures per prompt, found {count} of {height}x{width} pixels"
             )
-        whole_number("seed", settings["seed"], least=0, most=MAX_SEED)
-        model.request(**{name: value for name, value in arguments.items() if name != "seed"})
     except BitDanceError as error:
         raise row.refuse(error) from error
     kept = {name: value for name, value in arguments.items() if name not in ("prompt", "allow_untrained_size")}

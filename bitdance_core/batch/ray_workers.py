@@ -18,8 +18,6 @@ from pathlib import Path
 
 import torch
 
-from .run import RunSettings, draw_job
-
 # before importing Ray, which reads them: no usage reports, and no warning about a future change of defaults
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -28,8 +26,8 @@ import ray  # noqa: E402
 from ray.exceptions import RayActorError, RayError, RayTaskError  # noqa: E402
 
 from ..errors import BitDanceError  # noqa: E402
+from .draw import Outcome, RunSettings, draw_job, load  # noqa: E402
 from .jobs import Job  # noqa: E402
-from .run import Outcome, load  # noqa: E402
 
 TRIES = 3  # deaths of workers allowed for one prompt, or in a row while loading the model
 STORE_BYTES = 100 * 2**20  # jobs and records are small; pictures go to files

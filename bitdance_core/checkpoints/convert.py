@@ -9,18 +9,17 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 from ..errors import BitDanceError
-from ..model.class_model import ImageNetModel
-from ..model.text_model import BitDance
-from ..model.tokenizer_network import BinaryAutoencoder
 from ..version import __version__
-from .checkpoint import Source, locate, read_autoencoder, read_checkpoint, read_imagenet
+from .checkpoint import ClassCheckpoint, TextCheckpoint, recognise
 from .files import open_safetensors, read_text
-from .layouts import HEADER_KEY, WEIGHTS, Layout, find_layout
+from .layouts import HEADER_KEY, WEIGHTS, Layout
 from .load import check_tensors
+from .locate import Source, locate
 from .recode import recoded, text_tensor
 from .tensor_names import (
     CLASS_MODEL,
@@ -32,6 +31,7 @@ from .tensor_names import (
     TOKENIZER,
     Component,
 )
+from .tokenizer_files import TokenizerCheckpoint
 from .writer import Planned, write_safetensors
 
 OUTPUT_LAYOUTS = ("official", "comfy", "single")
@@ -139,39 +139,48 @@ def convert(
 
 def _read(source: Path | tuple[Path, ...], tokenizer: Path | None) -> Model:
     """Recognise and check a source as its pipeline does."""
-    layout = find_layout(source)
-    if CLASS_MODEL in layout.parts:
-        checkpoint = read_imagenet(source, tokenizer)
-        check_tensors(ImageNetModel(checkpoint.config, device="meta"), checkpoint.backbone)
-        parts = {CLASS_MODEL: layout.parts[CLASS_MODEL], TOKENIZER: checkpoint.autoencoder}
-        configs = {TOKENIZER: checkpoint.autoencoder_config.to_dict()}
-        model = Model(_stem(layout), parts, configs)
-        autoencoder = checkpoint.autoencoder_config
-    elif set(layout.parts) == {TOKENIZER}:
-        autoencoder, component = read_autoencoder(layout.path)
-        model = Model(_stem(layout), {TOKENIZER: component}, {TOKENIZER: autoencoder.to_dict()})
-    else:
-        checkpoint = read_checkpoint(source)
-        reference = BitDance(checkpoint.config, device="meta")
-        check_tensors(reference.backbone, checkpoint.backbone)
-        check_tensors(reference.projector, checkpoint.projector)
-        check_tensors(reference.head, checkpoint.head)
-        autoencoder = checkpoint.config.autoencoder
-        data, where = layout.read_prompts()
-        own = {LANGUAGE_MODEL: checkpoint.config.backbone, HEAD: checkpoint.config.head, TOKENIZER: autoencoder}
-        configs = {part: config.to_dict() for part, config in own.items()}
-        configs |= {part: _plain(config) for part, (config, _) in layout.configs.items()}
-        configs[HEAD] = {**configs[HEAD], "parallel_num": checkpoint.config.tokens_per_patch}
-        extras = {
-            file: read_text(path)
-            for file in TOKENIZER_EXTRAS
-            if layout.prompts and (path := layout.prompts.with_name(file)).is_file()
-        }
-        text = json.dumps(data, ensure_ascii=False)
-        parts = {part: component for part, component in layout.parts.items() if part != PROMPTS}
-        model = Model(_stem(layout), parts, configs, text, extras)
-    check_tensors(BinaryAutoencoder(autoencoder, device="meta"), model.parts[TOKENIZER])
-    return model
+    checkpoint = recognise(source, tokenizer)
+    if isinstance(checkpoint, TokenizerCheckpoint):
+        check_tensors(checkpoint.build(), checkpoint.component)
+        return Model(
+            _stem(checkpoint.path), {TOKENIZER: checkpoint.component}, {TOKENIZER: checkpoint.config.to_dict()}
+        )
+    for module, component in checkpoint.modules(checkpoint.build()):
+        check_tensors(module, component)
+    check_tensors(checkpoint.tokenizer.build(), checkpoint.tokenizer.component)
+    return _described(checkpoint)
+
+
+@singledispatch
+def _described(checkpoint) -> Model:
+    """Add what a kind of model has beside its tensors."""
+    raise TypeError(type(checkpoint))
+
+
+@_described.register
+def _(checkpoint: ClassCheckpoint) -> Model:
+    parts = {CLASS_MODEL: checkpoint.layout.parts[CLASS_MODEL], TOKENIZER: checkpoint.tokenizer.component}
+    return Model(_stem(checkpoint.path), parts, {TOKENIZER: checkpoint.tokenizer.config.to_dict()})
+
+
+@_described.register
+def _(checkpoint: TextCheckpoint) -> Model:
+    layout, config, tokenizer = checkpoint.layout, checkpoint.config, checkpoint.tokenizer
+    data, _ = layout.read_prompts()
+    own = {LANGUAGE_MODEL: config.backbone, HEAD: config.head, TOKENIZER: tokenizer.config}
+    configs = {part: part_config.to_dict() for part, part_config in own.items()}
+    configs |= {part: _plain(part_config) for part, (part_config, _) in layout.configs.items()}
+    configs[HEAD] = {**configs[HEAD], "parallel_num": config.tokens_per_patch}
+    extras = {
+        file: read_text(path)
+        for file in TOKENIZER_EXTRAS
+        if layout.prompts and (path := layout.prompts.with_name(file)).is_file()
+    }
+    parts = {part: component for part, component in layout.parts.items() if part != PROMPTS}
+    parts[TOKENIZER] = tokenizer.component
+    if tokenizer.path != checkpoint.path:  # another tokenizer than the model's own
+        configs[TOKENIZER] = tokenizer.config.to_dict()
+    return Model(_stem(checkpoint.path, layout), parts, configs, json.dumps(data, ensure_ascii=False), extras)
 
 
 def _plan(model: Model, destination: Path, format: str, dtype: str | None, name: str) -> list[Output]:
@@ -311,10 +320,10 @@ def _check_space(outputs: list[Output]) -> None:
             )
 
 
-def _stem(layout: Layout) -> str:
+def _stem(path: Path, layout: Layout | None = None) -> str:
     """Return a name for the new files: the source's, the head's file for a set, or the hub repository's."""
-    path = layout.path.absolute()
-    if HEAD in layout.parts and layout.name.endswith("single files"):
+    path = path.absolute()
+    if layout and HEAD in layout.parts and layout.name.endswith("single files"):
         path = layout.parts[HEAD].files[0]
     elif path.parent.name == "snapshots":  # in the hub's cache: models--OWNER--NAME/snapshots/COMMIT
         return path.parent.parent.name.rpartition("--")[2]

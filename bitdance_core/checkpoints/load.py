@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -34,18 +35,18 @@ def load_weights(
     model ever exists. Raises BitDanceError for missing, unknown or misshapen tensors, and for NaN or infinity.
     """
     checked = [(module, check_tensors(module, component)) for module, component in parts]
+    places: dict[tuple[Path, torch.device], list[tuple[nn.Module, str, TensorInfo]]] = {}
     for module, tensors in checked:
-        for path in {info.file: None for info in tensors.values()}:
-            here = [name for name, info in tensors.items() if info.file == path]
-            for target in {device, CPU}:
-                names = [name for name in here if target == (CPU if name in on_cpu else device)]
-                # safetensors reads directly to a CUDA device, to others through system memory
-                with open_tensors(path, str(target) if target.type == "cuda" else "cpu") as file:
-                    for name in names:
-                        owner, _, leaf = name.rpartition(".")
-                        weight = read_weight(file, tensors[name], target, dtype)
-                        check_finite(weight, tensors[name])
-                        setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+        for name, info in tensors.items():
+            places.setdefault((info.file, CPU if name in on_cpu else device), []).append((module, name, info))
+    for (path, target), weights in places.items():
+        # safetensors reads directly to a CUDA device, to others through system memory
+        with open_tensors(path, str(target) if target.type == "cuda" else "cpu") as file:
+            for module, name, info in weights:
+                owner, _, leaf = name.rpartition(".")
+                weight = read_weight(file, info, target, dtype)
+                check_finite(weight, info)
+                setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
 
 
 def read_weight(file: TensorFile, info: TensorInfo, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -53,15 +54,17 @@ def read_weight(file: TensorFile, info: TensorInfo, device: torch.device, dtype:
     stored = file.get_tensor(info.key).to(device)
     if info.quantization is None:
         return stored.to(dtype).reshape(info.shape)
-    scale = read_scale(info)
+    scale = read_scale(info, file)
     return scaled(stored, None if scale is None else scale.to(device), dtype).reshape(info.shape)
 
 
-def read_scale(info: TensorInfo) -> Tensor | None:
-    """Read the scale of a quantized weight, which may be in another shard; None if it has none."""
+def read_scale(info: TensorInfo, file: TensorFile | None = None) -> Tensor | None:
+    """Read the scale of a quantized weight, which may be in another shard than `file`; None if it has none."""
     scale = info.quantization.beside.get("weight_scale")
     if scale is None:
         return None
+    if file is not None and scale.file == info.file:
+        return file.get_tensor(scale.key).float()
     with open_tensors(scale.file) as file:
         return file.get_tensor(scale.key).float()
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from ..model.fields import Size
 from ..model.grid import Grid
 from .editing import Edit
 from .flow import Schedule
@@ -52,6 +53,10 @@ class Request:
     def conditional(self) -> int:
         """Count the conditional branches."""
         return len(self.branches) - (self.sampling.branches - 1)
+
+    def size(self, downscale: int) -> Size:
+        """Return (height, width) in pixels."""
+        return self.grid.height * downscale, self.grid.width * downscale
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:

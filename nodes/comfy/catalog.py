@@ -8,9 +8,9 @@ from pathlib import Path
 import folder_paths
 
 from ...bitdance_core.checkpoints import hub
-from ...bitdance_core.checkpoints.checkpoint import ASSETS, builtin_models, read_autoencoder
 from ...bitdance_core.checkpoints.hub import Published
 from ...bitdance_core.checkpoints.layouts import COMFY_FOLDERS, WEIGHTS, files_of_set, missing_files
+from ...bitdance_core.checkpoints.locate import ASSETS, builtin_models
 from ...bitdance_core.checkpoints.tensor_names import (
     CLASS_MODEL,
     HEAD,
@@ -19,6 +19,7 @@ from ...bitdance_core.checkpoints.tensor_names import (
     TOKENIZER,
     read_components,
 )
+from ...bitdance_core.checkpoints.tokenizer_files import read_tokenizer
 from ...bitdance_core.errors import BitDanceError, MissingFileError
 from .downloads import fetch
 from .folders import FOLDER, file_path, parts_of, weight_files
@@ -95,7 +96,7 @@ def model_source(name: str) -> Source:
 
 
 def tokenizer_path(name: str) -> Path:
-    """Locate a tokenizer that `tokenizer_names` listed, for `read_autoencoder`; downloads one that is marked so.
+    """Locate a tokenizer that `tokenizer_names` listed, for `read_tokenizer`; downloads one that is marked so.
 
     Raises MissingFileError if it is missing or cannot be downloaded.
     """
@@ -125,7 +126,7 @@ def imagenet_tokenizer(model: Path, bits: int) -> Path:
     """
     return _only_fit(
         [[path for path in weight_files(key).values() if TOKENIZER in parts_of(path)] for key in ("vae", FOLDER)],
-        lambda path: read_autoencoder(path)[0].bits == bits,
+        lambda path: read_tokenizer(path).config.bits == bits,
         model,
         f"binary tokenizer of {bits} bits (published: ae_d16c32)",
         "vae",
@@ -195,7 +196,7 @@ def _set_of(head: Path) -> tuple[Path, ...]:
         found.append(find(LANGUAGE_MODEL, "text_encoders", is_as_wide, f"text encoder, a Qwen3 {width} wide"))
     if TOKENIZER not in own:
         what = f"binary tokenizer of {bits} bits"
-        found.append(find(TOKENIZER, "vae", lambda path: read_autoencoder(path)[0].bits == bits, what))
+        found.append(find(TOKENIZER, "vae", lambda path: read_tokenizer(path).config.bits == bits, what))
     return tuple(found)
 
 

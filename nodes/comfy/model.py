@@ -14,7 +14,7 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
-from ...bitdance_core.checkpoints.checkpoint import Checkpoint, ImageNetCheckpoint
+from ...bitdance_core.checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.class_model import ImageNetModel
 from ...bitdance_core.model.prompt import PromptTokenizer
@@ -109,7 +109,7 @@ def detach_child(module: nn.Module, name: str, child: nn.Module) -> None:
 
 
 def load_model(
-    checkpoint: Checkpoint | ImageNetCheckpoint,
+    checkpoint: TextCheckpoint | ClassCheckpoint,
     weight_dtype: str,
     latent_format: BitsFormat,
     disable_dynamic: bool = False,
@@ -123,40 +123,32 @@ def load_model(
 
 
 def read_model(
-    checkpoint: Checkpoint | ImageNetCheckpoint, requested: torch.dtype | str | None = None
+    checkpoint: TextCheckpoint | ClassCheckpoint, requested: torch.dtype | str | None = None
 ) -> dict[str, Tensor]:
     """Read all tensors but the binary tokenizer's, by their names in `BitDance` or `ImageNetModel`."""
-    if isinstance(checkpoint, ImageNetCheckpoint):
-        return read_weights(ImageNetModel(checkpoint.config, device="meta"), checkpoint.backbone, requested)
-    reference = BitDance(checkpoint.config, device="meta")
-    parts = {"backbone": checkpoint.backbone, "projector": checkpoint.projector, "head": checkpoint.head}
     return {
-        f"{name}.{key}": tensor
-        for name, component in parts.items()
-        for key, tensor in read_weights(getattr(reference, name), component, requested).items()
+        ".".join(filter(None, (name, key))): tensor
+        for (name, component), (module, _) in zip(checkpoint.parts.items(), checkpoint.modules(checkpoint.build()))
+        for key, tensor in read_weights(module, component, requested).items()
     }
 
 
 def build_model(
-    checkpoint: Checkpoint | ImageNetCheckpoint,
+    checkpoint: TextCheckpoint | ClassCheckpoint,
     weights: dict[str, Tensor],
     weight_dtype: str,
     latent_format: BitsFormat,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """Build the backbone's patcher; its model has the head's as `head_patcher` (see `patchers_of`)."""
-    if isinstance(checkpoint, ImageNetCheckpoint):
-        network, prompts, autoencoder = ImageNetModel, None, checkpoint.autoencoder_config
-    else:
-        network, prompts, autoencoder = BitDance, checkpoint.prompts, checkpoint.config.autoencoder
     weights = dict(weights)
     precision = choose_precision(weights, WEIGHT_DTYPES[weight_dtype])
     devices = mm.get_torch_device(), mm.unet_offload_device()
-    model = network(checkpoint.config, precision.operations, device=devices[1], dtype=precision.storage)
+    model = checkpoint.build(precision.operations, device=devices[1], dtype=precision.storage)
     embedding = weights.pop("backbone.embed_tokens.weight", None)
     hosts = (
         BitDanceHead(model, precision),
-        BitDanceHost(model, prompts, autoencoder, embedding, latent_format, precision),
+        BitDanceHost(model, checkpoint.prompts, checkpoint.tokenizer.config, embedding, latent_format, precision),
     )
     head, patcher = (
         make_patcher(

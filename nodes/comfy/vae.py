@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...bitdance_core.checkpoints.tensor_names import Component
+from ...bitdance_core.checkpoints.tokenizer_files import TokenizerCheckpoint
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.binarize import binarize
 from ...bitdance_core.model.text_config import AutoencoderConfig
@@ -21,7 +21,7 @@ from .tiles import TokenizerOperations, tiled
 from .weights import SUPPORTED, make_patcher, read_weights
 
 
-class BinaryTokenizer(BinaryAutoencoder):
+class TiledAutoencoder(BinaryAutoencoder):
     """The core's network in the form that comfy.sd.VAE calls; it takes the signs of latents that nodes have mixed."""
 
     def __init__(self, config: AutoencoderConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -79,9 +79,10 @@ class BinaryTokenizer(BinaryAutoencoder):
 class BinaryVAE(comfy.sd.VAE):
     """ComfyUI's VAE class around our network: encoding, decoding, tiles and memory are ComfyUI's."""
 
-    def __init__(self, config: AutoencoderConfig, component: Component) -> None:
-        """Load the result of `read_autoencoder`. Raises BitDanceError before any weight is read."""
-        weights = read_weights(BinaryAutoencoder(config, device="meta"), component, quantized=False)
+    def __init__(self, checkpoint: TokenizerCheckpoint) -> None:
+        """Load a recognised tokenizer. Raises BitDanceError before any weight is read."""
+        config = checkpoint.config
+        weights = read_weights(checkpoint.build(), checkpoint.component, quantized=False)
         with _without_warning("No VAE weights detected"):
             super().__init__(sd={})  # sets the attributes of every VAE, and warns; ours replace them below
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
@@ -96,7 +97,7 @@ class BinaryVAE(comfy.sd.VAE):
             config, shape[-2] * step, shape[-1] * step, mm.dtype_size(dtype)
         )
         offload_device = mm.vae_offload_device()
-        network = BinaryTokenizer(config, offload_device, self.vae_dtype)
+        network = TiledAutoencoder(config, offload_device, self.vae_dtype)
         self.patcher = make_patcher(network, network, weights, self.device, offload_device)
         self.first_stage_model = network
 
@@ -125,7 +126,7 @@ def _without_warning(text: str) -> Iterator[None]:
 
 def check_vae(vae) -> BinaryVAE:
     """Return a VAE that is a binary tokenizer. Raises BitDanceError for any other."""
-    if not isinstance(getattr(vae, "first_stage_model", None), BinaryTokenizer):
+    if not isinstance(getattr(vae, "first_stage_model", None), TiledAutoencoder):
         raise BitDanceError(
             "this VAE is not a binary tokenizer; connect the VAE of Load BitDance Model or of Load Binary Tokenizer"
         )

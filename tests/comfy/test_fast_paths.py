@@ -5,7 +5,8 @@ import torch
 
 import bitdance_core.sampling.generate as engine
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
+from bitdance_core.checkpoints.locate import ASSETS
 from bitdance_core.checkpoints.tensor_names import HEAD, LANGUAGE_MODEL
 from bitdance_core.model.graphs import Graphs
 from bitdance_core.model.grid import Grid

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import golden
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
+from bitdance_core.checkpoints.locate import ASSETS
 from bitdance_core.model.class_config import IMAGENET
 from bitdance_core.model.class_model import ImageNetModel
 from bitdance_core.model.grid import Grid
@@ -337,7 +338,7 @@ def test_the_memory_of_an_imagenet_model(tokens_per_patch, num_images, guidance,
 def test_patches_reach_the_tables_of_an_imagenet_model(pack, latent_format, key):
     """Whether they lie in memory whole or are cast at every use."""
     path = golden.DATA / "imagenet" / "tiny_4x.pt"
-    model = pack.model.load_model(pack.loaders.read_imagenet(path), "default", latent_format)
+    model = pack.model.load_model(pack.loaders.read_checkpoint(path), "default", latent_format)
     grid, sampling = model.model.diffusion_model.grid, Sampling("euler_maruyama", 2, 1.0)
 
     def bits(model):

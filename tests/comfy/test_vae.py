@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bitdance_core.checkpoints.checkpoint import ASSETS, read_autoencoder
+from bitdance_core.checkpoints.locate import ASSETS
+from bitdance_core.checkpoints.tokenizer_files import read_tokenizer
 from bitdance_core.model.tokenizer_config import AutoencoderConfig, HalfConfig, UniWeTokConfig
 from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from builtin import pictures
@@ -16,7 +17,7 @@ from peak_memory import PeakMemory
 
 def test_tiles_agree_since_they_share_the_pictures_statistics(pack):
     """At 512x512, tiles of 256 pixels come much closer to the whole than tiles that know nothing of each other."""
-    vae = pack.vae.BinaryVAE(*read_autoencoder(ASSETS / "builtin"))
+    vae = pack.vae.BinaryVAE(read_tokenizer(ASSETS / "builtin"))
     drawing = pictures.draw(pictures.parse(PROMPT), 512, 512)
     pixels = torch.from_numpy(drawing)[None] / 255
     bits = vae.encode(pixels)
@@ -45,7 +46,7 @@ def test_a_gan_decoder_draws_the_same_noise_whatever_the_batch(pack, tmp_path):
     config = AutoencoderConfig(32, (1, 1, 1), 1, 8, gan_decoder=True)
     network = BinaryAutoencoder(config)
     save_file(network.state_dict(), tmp_path / "gan.safetensors")
-    vae = pack.vae.BinaryVAE(*read_autoencoder(tmp_path / "gan.safetensors"))
+    vae = pack.vae.BinaryVAE(read_tokenizer(tmp_path / "gan.safetensors"))
     assert (vae.latent_channels, vae.downscale_ratio) == (8, 4)
     bits = torch.where(torch.rand(3, 8, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5, 1.0, -1.0)
     batch = vae.decode(bits)
@@ -73,7 +74,7 @@ def test_the_memory_of_the_tokenizer_is_what_it_takes(pack, tmp_path, config):
     network = BinaryAutoencoder(config)
     save_file(network.state_dict(), tmp_path / "ae.safetensors")
     (tmp_path / "ae_config.json").write_text(json.dumps(config.to_dict()))
-    vae = pack.vae.BinaryVAE(*read_autoencoder(tmp_path / "ae.safetensors"))
+    vae = pack.vae.BinaryVAE(read_tokenizer(tmp_path / "ae.safetensors"))
     pixels = torch.rand(1, 3, 128, 192)
     with PeakMemory() as encoding:
         bits = vae.first_stage_model.encode(pixels)
@@ -88,7 +89,7 @@ def test_the_memory_of_the_tokenizer_is_what_it_takes(pack, tmp_path, config):
 
 @pytest.mark.parametrize(("height", "width"), [(520, 72), (136, 520)])
 def test_tiles_of_odd_pictures_lie_on_the_token_grid(pack, height, width):
-    vae = pack.vae.BinaryVAE(*read_autoencoder(ASSETS / "builtin"))
+    vae = pack.vae.BinaryVAE(read_tokenizer(ASSETS / "builtin"))
     pixels = torch.from_numpy(pictures.draw(pictures.parse(PROMPT), height, width))[None] / 255
     bits = vae.encode(pixels)
     assert (vae.encode_tiled(pixels, tile_x=256, tile_y=256, overlap=64) != bits).float().mean() < 0.06
@@ -96,7 +97,7 @@ def test_tiles_of_odd_pictures_lie_on_the_token_grid(pack, height, width):
 
 
 def test_odd_images_are_encoded_or_named(pack):
-    vae = pack.vae.BinaryVAE(*read_autoencoder(ASSETS / "builtin"))
+    vae = pack.vae.BinaryVAE(read_tokenizer(ASSETS / "builtin"))
     grey = torch.rand(1, 64, 64, 1)
     assert vae.encode(grey).equal(vae.encode(grey.expand(-1, -1, -1, 3)))
     assert vae.encode(torch.rand(2, 71, 66, 4)).shape == (2, 32, 8, 8)

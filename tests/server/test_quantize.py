@@ -5,9 +5,10 @@ import torch
 
 import golden
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
 from bitdance_core.checkpoints.convert import convert
 from bitdance_core.checkpoints.load import LAYERS
+from bitdance_core.checkpoints.locate import ASSETS
 from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request

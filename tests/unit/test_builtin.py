@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoints.checkpoint import ASSETS
 from bitdance_core.checkpoints.info import describe
+from bitdance_core.checkpoints.locate import ASSETS
 from builtin import eval as eval_builtin
 from builtin import pictures
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline
-from bitdance_core.checkpoints.checkpoint import ASSETS, locate, read_autoencoder, read_checkpoint
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
 from bitdance_core.checkpoints.info import describe
+from bitdance_core.checkpoints.locate import ASSETS, locate
+from bitdance_core.checkpoints.tokenizer_files import read_tokenizer
 from bitdance_core.model.text_config import (
     BITDANCE_14B_16X,
     BITDANCE_14B_64X,
@@ -247,7 +249,7 @@ def test_the_published_model_has_its_published_parameters():
 def test_a_tokenizer_file_alone_says_what_it_is(tmp_path):
     """Without a config the shapes are enough."""
     shutil.copy(P16 / "ae.safetensors", tmp_path / "mine.safetensors")
-    config, _ = read_autoencoder(tmp_path / "mine.safetensors")
+    config = read_tokenizer(tmp_path / "mine.safetensors").config
     assert config == read_checkpoint(P16).config.autoencoder
     image = golden.load("t2i_p16").values["ae.image"]
     bits = BinaryTokenizer.from_pretrained(tmp_path / "mine.safetensors").encode(image)

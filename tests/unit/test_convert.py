@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import golden
 from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline
-from bitdance_core.checkpoints.checkpoint import ASSETS, read_checkpoint
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
 from bitdance_core.checkpoints.convert import OUTPUT_LAYOUTS, convert
+from bitdance_core.checkpoints.locate import ASSETS
 from layouts import all_in_one, diffusers, tensors_of, three_files, to_fp8
 from paths import ROOT
 

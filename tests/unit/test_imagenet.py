@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import reference
-from bitdance_core.checkpoints.checkpoint import read_imagenet
+from bitdance_core.checkpoints.checkpoint import read_class_checkpoint
 from bitdance_core.checkpoints.convert import convert
 from bitdance_core.errors import BitDanceError
 from bitdance_core.model.class_config import IMAGENET, ImageNetConfig
@@ -244,7 +244,7 @@ def test_a_converted_model_finds_its_tokenizer_in_comfyuis_folder(tmp_path):
     files = convert(path, tmp_path, "comfy")
     (tmp_path / "vae" / "ae.safetensors").write_bytes(b"of another model")
     model = next(file for file in files if file.parent.name == "diffusion_models")
-    assert read_imagenet(model).autoencoder.files == [tmp_path / "vae" / "tiny_4x_ae.safetensors"]
+    assert read_class_checkpoint(model).tokenizer.component.files == [tmp_path / "vae" / "tiny_4x_ae.safetensors"]
     assert ImageNetPipeline.from_pretrained([model], device="cpu").config.num_classes == 10
 
 
