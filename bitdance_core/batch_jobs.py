@@ -217,7 +217,8 @@ def plan(row: Row, args: argparse.Namespace, model: Pipeline) -> Job:
             arguments["allow_untrained_size"] = args.allow_untrained_size
         if args.layout == "dpg" and (count > 4 or height != width):
             raise BitDanceError(
-                f"layout dpg takes up to four square pictures per prompt, found {count} of {height}x{width} pixels"
+                f"layout dpg takes up to four square pictures per prompt, "
+                f"found {count} of {height}x{width} (height x width)"
             )
         try:
             model.generate(**arguments, cancel=lambda: True)  # checks the settings, stops before the first network
