@@ -29,7 +29,7 @@ def test_all_stages_make_a_model_that_draws(tmp_path):
     assert pipe.default_size == (64, 64) and pipe.config.family == "builtin"
     assert pipe.generate("a small red circle on a white background", steps=1).images[0].size == (64, 64)
     other = subprocess.run([*command, *QUICK, "--seed", "1"], capture_output=True, text=True, timeout=300)
-    assert other.returncode == 1 and "begun with other settings (seed 0 -> 1)" in other.stderr
+    assert other.returncode == 1 and "seed 0 -> 1" in other.stderr and "another --run" in other.stderr
 
 
 @torch.inference_mode(False)
