@@ -130,23 +130,20 @@ def _patches(weight: str, roles: dict[str, Tensor], name: str, shapes: dict[str,
 
 def _adapter(roles: dict[str, Tensor], where: str) -> adapters.WeightAdapterBase:
     roles = _of_embedding(roles)
-    magnitude = next(
-        (roles.pop(r) for r in ("lora_magnitude_vector.weight", "lora_magnitude_vector") if r in roles), None
-    )
+    magnitude = next((roles.pop(role) for role in MAGNITUDES if role in roles), None)
     alpha = roles.get("alpha")
+    if alpha is not None and alpha.numel() != 1:
+        raise BitDanceError(f"{where} has an alpha of shape {list(alpha.shape)}, expected one number")
     scale = None if alpha is None else alpha.item()
     loaded = {f"x.{role}" for role in ("alpha", "dora_scale") if role in roles}
     found: Any = None
     try:
         tensors = {f"x.{role}": tensor for role, tensor in roles.items()}
         for kind in (adapters.LoRAAdapter, adapters.LoHaAdapter, adapters.LoKrAdapter):
-            found = found or kind.load(
-                "x", tensors, None if alpha is None else alpha.item(), roles.get("dora_scale"), loaded
-            )
+            found = found or kind.load("x", tensors, scale, roles.get("dora_scale"), loaded)
     except KeyError as error:
-        raise BitDanceError(
-            f"{where} lacks the tensor {error.args[0].removeprefix('x.')}; the file is damaged"
-        ) from None
+        lacking = error.args[0].removeprefix("x.")
+        raise BitDanceError(f"{where} lacks the tensor {lacking}; the file is damaged") from None
     if found is None or (rest := [role for role in roles if f"x.{role}" not in loaded]):
         other = next(iter(roles if found is None else rest), "none")
         raise BitDanceError(f"{where} has the tensor {other}, which cannot be applied; this node reads {KINDS}")

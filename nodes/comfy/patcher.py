@@ -26,6 +26,11 @@ class PatchedOnce:
     ComfyUI's dynamic memory patches small weights in place and would patch them once more for a file.
     """
 
+    def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Tensor]:
+        """Leave out the tensors beside quantized weights: they are no parameters, and merges would fail at them."""
+        state = super().model_state_dict(filter_prefix)
+        return {key: tensor for key, tensor in state.items() if _is_attribute(self.model, key)}
+
     def patch_weight_to_device(self, key: str, *args, return_weight: bool = False, **kwargs):
         original = self.backup.get(key) if return_weight else None
         if original is None:
@@ -140,6 +145,14 @@ def _with(addition: type, patcher: comfy.model_patcher.ModelPatcher) -> comfy.mo
 @cache
 def _class(addition: type, kind: type) -> type:
     return type(f"BitDance{kind.__name__}", (addition, kind), {})
+
+
+def _is_attribute(module: nn.Module, key: str) -> bool:
+    try:
+        comfy.utils.get_attr(module, key)
+    except AttributeError:
+        return False
+    return True
 
 
 def _of_head(patches: dict[str, list]) -> dict[str, list]:

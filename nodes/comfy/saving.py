@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ def whole_model(
     names, tokenizer = PREFIXES["single"], checkpoint.tokenizer
     configs: dict[str, Any] = {TOKENIZER: tokenizer.config.to_dict()}
     if vae is None:
+        if gone := [str(file) for file in tokenizer.component.files if not file.is_file()]:
+            raise BitDanceError(
+                f"the model's binary tokenizer cannot be saved with it, because its file {gone[0]} is gone; connect a "
+                "VAE to Save Checkpoint, which then saves that one"
+            )
         vae = read_weights(tokenizer.build(), tokenizer.component, quantized=False)
     elif {key: weight.shape for key, weight in vae.items()} != {
         key: weight.shape for key, weight in tokenizer.build().state_dict().items()
@@ -72,6 +78,10 @@ def whole_model(
         if "own" in checkpoint.layout.configs:  # the model's name, trained sizes and defaults
             configs["own"] = checkpoint.layout.configs["own"][0]
         texts[PROMPTS_KEY] = checkpoint.prompts.to_json()
+    else:
+        weights = {_published(key): weight for key, weight in weights.items()}
+        if "query_token" in weights:  # published files have a batch of one; `to` computes a patched weight
+            weights["query_token"] = weights["query_token"].to("cpu")[None]
     texts[CONFIGS_KEY] = json.dumps({"configs": configs})
     tokenizer_weights = {names[TOKENIZER] + key: weight for key, weight in vae.items()}
     return weights | tokenizer_weights | {key: _bytes(text) for key, text in texts.items()}
@@ -81,6 +91,11 @@ def _renamed(key: str, names: dict[str, str]) -> str:
     """Name a tensor of a text-to-image model as in a single file."""
     part, _, name = key.partition(".")
     return names[PARTS[part]] + name
+
+
+def _published(key: str) -> str:
+    """Name a tensor of an ImageNet model as in published files."""
+    return "query_token" if key == "query_token.weight" else re.sub(r"^head\.", "head.net.", key)
 
 
 def _check_tokenizer(vae: dict[str, Tensor], own: AutoencoderConfig) -> None:
