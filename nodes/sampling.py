@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from ..bitdance_core.sampling.settings import GUIDANCE_SCHEDULES
+from .comfy.effects import report_unfollowed
 from .comfy.run import Options, draw
 from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
 
@@ -106,22 +107,22 @@ class BitDanceNextPatchSampler(io.ComfyNode):
         options=None,
         allow_untrained_size=False,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            draw(
-                model,
-                positive,
-                negative,
-                bits,
-                seed=seed,
-                steps=steps,
-                guidance=cfg,
-                sampler=sampler_name,
-                denoise=denoise,
-                mask=mask,
-                options=options or Options(),
-                allow_untrained_size=allow_untrained_size,
-            )
+        notes = report_unfollowed(model, positive, negative)
+        drawn = draw(
+            model,
+            positive,
+            negative,
+            bits,
+            seed=seed,
+            steps=steps,
+            guidance=cfg,
+            sampler=sampler_name,
+            denoise=denoise,
+            mask=mask,
+            options=options or Options(),
+            allow_untrained_size=allow_untrained_size,
         )
+        return io.NodeOutput(drawn, ui={"text": notes} if notes else None)
 
 
 class BitDanceSamplingOptions(io.ComfyNode):

@@ -12,6 +12,7 @@ from ..errors import BitDanceError, MissingFileError
 from .files import MAX_JSON_BYTES, open_tensors, read_json
 from .tensor_names import (
     CLASS_MODEL,
+    CONFIGS_KEY,
     HEAD,
     LANGUAGE_MODEL,
     PROJECTOR,
@@ -19,6 +20,7 @@ from .tensor_names import (
     PROMPTS_KEY,
     TOKENIZER,
     Component,
+    TensorInfo,
     read_components,
 )
 
@@ -53,15 +55,8 @@ class Layout:
 
         Returns (content, path for errors). Raises BitDanceError for a damaged one.
         """
-        if PROMPTS in self.parts:
-            info = self.parts[PROMPTS].tensors[PROMPTS_KEY]
-            if info.dtype != "U8" or len(info.shape) != 1 or info.shape[0] > MAX_JSON_BYTES:
-                raise BitDanceError(
-                    f"{info.file}: {info.key} is {list(info.shape)} of {info.dtype}, expected a text's bytes (U8)"
-                )
-            with open_tensors(info.file) as file:
-                text = file.get_tensor(info.key).numpy().tobytes()
-            return _json_object(text, f"{info.file}: {info.key}"), str(info.file)
+        if (info := _text_tensor(self.parts, PROMPTS_KEY)) is not None:
+            return _json_object(_text(info), f"{info.file}: {info.key}"), str(info.file)
         return (read_json(self.prompts), str(self.prompts)) if self.prompts else None
 
 
@@ -155,6 +150,8 @@ def _file_set(files: tuple[Path, ...], folder: Path | None = None) -> Layout:
     if not prompts:
         folders = [file.parent for file in weights] + ([folder] if folder else [])
         prompts = [path for at in dict.fromkeys(folders) if (path := at / "tokenizer.json").is_file()][:1]
+    if (info := _text_tensor(parts, CONFIGS_KEY)) is not None:
+        metadata[info.file] = {HEADER_KEY: _text(info).decode(errors="replace"), **metadata[info.file]}
     configs = {}
     for file, header in metadata.items():
         # only the parts in this file: the files may come from separate conversions
@@ -169,6 +166,21 @@ def _file_set(files: tuple[Path, ...], folder: Path | None = None) -> Layout:
     name = "single file" if len(weights) == 1 else f"{len(weights)} single files"
     path = folder or (weights[0] if len(weights) == 1 else weights[0].parent)
     return Layout(name, path, parts, configs, prompts[0] if prompts else None)
+
+
+def _text_tensor(parts: dict[str, Component], key: str) -> TensorInfo | None:
+    """Find a text that is stored as a tensor of bytes."""
+    return parts[PROMPTS].tensors.get(key) if PROMPTS in parts else None
+
+
+def _text(info: TensorInfo) -> bytes:
+    """Read a text that is stored as a tensor of bytes. Raises BitDanceError for any other tensor."""
+    if info.dtype != "U8" or len(info.shape) != 1 or info.shape[0] > MAX_JSON_BYTES:
+        raise BitDanceError(
+            f"{info.file}: {info.key} is {list(info.shape)} of {info.dtype}, expected a text's bytes (U8)"
+        )
+    with open_tensors(info.file) as file:
+        return file.get_tensor(info.key).numpy().tobytes()
 
 
 def _header_configs(header: dict[str, str], where: Path) -> dict[str, tuple[dict[str, Any], str]]:

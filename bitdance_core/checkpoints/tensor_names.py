@@ -18,6 +18,8 @@ from ..parts import CLASS_MODEL, HEAD, LANGUAGE_MODEL, PROJECTOR, PROMPTS, TOKEN
 from .files import TensorFile, open_tensors
 
 PROMPTS_KEY = "tokenizer_json"
+# configurations as in our converter's header, for writers that cannot add to a header (ComfyUI's Save Checkpoint)
+CONFIGS_KEY = "bitdance_json"
 
 # prefixes in use before the names of a part; the group is the name in our module
 _WRAPPER = r"(?:(?:model\.)?diffusion_model\.|model\.|main_model\.)?"
@@ -220,7 +222,7 @@ def _sort(path: Path, weights: dict[str, TensorInfo], only: str | None) -> dict[
         if only is not None:
             match = _PATTERNS[only].fullmatch(key)
             part, name = only, match[1] if match else key
-        elif key == PROMPTS_KEY:
+        elif key in (PROMPTS_KEY, CONFIGS_KEY):
             part, name = PROMPTS, key
         else:
             part, name = _part_of(key, has_classes)

@@ -26,7 +26,8 @@ class PromptTokenizer:
         Raises BitDanceError if it is malformed or lacks BitDance's tokens.
         """
         try:
-            self._special = {str(token["content"]): token["id"] for token in data["added_tokens"]}
+            self._added = data["added_tokens"]
+            self._special = {str(token["content"]): token["id"] for token in self._added}
             # no added tokens, no truncation, no padding
             plain = {**data, "added_tokens": [], "truncation": None, "padding": None}
             self._text = Tokenizer.from_str(json.dumps(plain))
@@ -38,6 +39,10 @@ class PromptTokenizer:
         if missing:
             raise BitDanceError(f"{source}: not a BitDance tokenizer; missing tokens: {', '.join(missing)}")
         self.source = source
+
+    def to_json(self) -> str:
+        """Return the text of a tokenizer.json that reads back as this tokenizer."""
+        return json.dumps({**json.loads(self._text.to_str()), "added_tokens": self._added}, ensure_ascii=False)
 
     @property
     def num_queries(self) -> int:

@@ -12,7 +12,26 @@ from torch import nn
 
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.prompt import PromptTokenizer, published_tokenizer
-from .conditioning import IDS, TEXT
+from .conditioning import IDS, NOTES, TEXT
+from .saving import TokenizerOnly
+
+# what nodes give to a tokenizer beside the text -> its words in a warning
+BESIDE = {
+    "image": "a picture beside the prompt (connect its bits to the sampler)", "video": "a video beside the prompt",
+    "audio": "a sound beside the prompt", "system_prompt": "a system prompt (put it into the text)",
+    "minimax_ref_items": "pictures or sounds beside the prompt",
+}  # fmt: skip
+BESIDE |= {f"{name}s": BESIDE[name] for name in ("image", "video", "audio")}
+
+
+class Tokens(dict):
+    """The tokens of a prompt by encoder; BitDance has one. Raises BitDanceError if a node asks for another's."""
+
+    def __missing__(self, name: str):
+        raise BitDanceError(
+            f"this node needs a text encoder '{name}' of another model, but BitDance reads one text; use BitDance Text "
+            "Encode or CLIP Text Encode instead"
+        )
 
 
 class Tokenizer:
@@ -26,13 +45,20 @@ class Tokenizer:
         if self.prompts is None:
             raise BitDanceError("this model draws ImageNet's classes, not prompts: use the ImageNet Class node")
         ids = self.prompts.conditional(text) if text.strip() else self.prompts.unconditional()
-        return {"bitdance": [[(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]], "text": text}
+        given = [name for name, value in kwargs.items() if value is not None and not _is_empty(value)]
+        notes = list(dict.fromkeys(BESIDE[name] for name in given if name in BESIDE))
+        tokens = [(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]
+        return Tokens({"bitdance": [tokens], "text": text} | ({"notes": notes} if notes else {}))
 
     def state_dict(self):
         return {}
 
     def decode(self, token_ids, skip_special_tokens: bool = True):
         raise RuntimeError("BitDance's text encoder only tokenizes: there is no text to decode.")
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, list | tuple | str | dict) and not value
 
 
 class Encoder(nn.Module):
@@ -44,24 +70,43 @@ class Encoder(nn.Module):
         super().__init__()
         self.dtypes = {torch.float32}
         self.device = torch.device("cpu")
+        self.notes: list[str] = []
 
     def encode_token_weights(self, tokens):
         if "bitdance" not in tokens:
             raise BitDanceError("these tokens come from another tokenizer; tokenize with the CLIP that encodes them")
         ids = torch.tensor([[token[0] for token in tokens["bitdance"][0]]])
-        return ids.unsqueeze(-1).float(), None, {IDS: ids, TEXT: tokens.get("text", "")}
+        notes = [*tokens.get("notes", ()), *self.notes]
+        return (
+            ids.unsqueeze(-1).float(),
+            None,
+            {IDS: ids, TEXT: tokens.get("text", ""), **({NOTES: notes} if notes else {})},
+        )
 
     def load_sd(self, sd):
         return [], []
 
     def set_clip_options(self, options):
-        pass
+        if options.get("layer") is not None:
+            self.notes = ["CLIP Set Last Layer (token ids have no layers)"]
 
     def reset_clip_options(self):
-        pass
+        self.notes = []
 
     def generate(self, *args, **kwargs):
         raise RuntimeError("BitDance's text encoder only tokenizes: it cannot write text.")
+
+
+class TokenizerClip(comfy.sd.CLIP):
+    """ComfyUI's CLIP class around our tokenizer."""
+
+    def clone(self, *args, **kwargs) -> TokenizerClip:
+        copy = super().clone(*args, **kwargs)
+        copy.__class__ = TokenizerClip  # ComfyUI's clone is of its own class
+        return copy
+
+    def state_dict_for_saving(self) -> TokenizerOnly:
+        return TokenizerOnly()
 
 
 def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
@@ -70,7 +115,7 @@ def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
     def tokenizer(embedding_directory=None, tokenizer_data=None):
         return Tokenizer(prompts)
 
-    return comfy.sd.CLIP(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
+    return TokenizerClip(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
 
 
 def check_clip(clip) -> comfy.sd.CLIP:

@@ -11,8 +11,8 @@ from ...bitdance_core.model.grid import Grid
 from ...bitdance_core.model.prompt import PromptTokenizer
 from ...bitdance_core.sampling.editing import THRESHOLD, region_map, token_mask
 
-# keys in a CONDITIONING's options: token ids, class numbers, the text of either
-IDS, LABELS, TEXT = "bitdance_ids", "bitdance_labels", "bitdance_text"
+# keys in a CONDITIONING's options: token ids, class numbers, the text of either, and what the CLIP left out
+IDS, LABELS, TEXT, NOTES = "bitdance_ids", "bitdance_labels", "bitdance_text", "bitdance_notes"
 # conditioning options that BitDance cannot follow, with the value that means "unused"
 REFUSED = {"start_percent": 0.0, "end_percent": 1.0, "control": None, "hooks": None}
 AREA_UNIT = 8  # pixels: the unit of ComfyUI's areas

@@ -30,6 +30,8 @@ def why_not(patcher: comfy.model_patcher.ModelPatcher) -> str | None:
         return f"it runs on {device}, and CUDA graphs need a CUDA device"
     if patcher.is_dynamic():
         return "ComfyUI's dynamic memory may move its weights; start ComfyUI with --highvram or --disable-dynamic-vram"
+    if patcher.force_cast_weights:
+        return "ModelComputeDtype casts its weights at each use; remove that node, or set it to default"
     if precision.cast is not None:
         return f"its weights are cast at each use; set weight_dtype to {NAMES[precision.cast]}"
     if patcher.model.model_lowvram:

@@ -20,11 +20,11 @@ from ...bitdance_core.model.class_model import ImageNetModel
 from ...bitdance_core.model.prompt import PromptTokenizer
 from ...bitdance_core.model.text_config import AutoencoderConfig
 from ...bitdance_core.model.text_model import BitDance
+from .patcher import EMBEDDING_KEY, HEAD_KEYS, patched_once, with_two_parts
 from .previews import BitsFormat
+from .saving import whole_model
 from .weights import WEIGHT_DTYPES, Precision, choose_precision, make_patcher, read_weights
 
-HEAD = "bitdance_head"  # a MODEL's own clone of the head's patcher, among its additional models
-HEAD_KEYS = "diffusion_model.head."
 USE_OUR_SAMPLER = (
     "BitDance draws patch by patch and cannot be sampled by KSampler or a guider: "
     "use the Next-Patch Sampler node (category BitDance)."
@@ -45,6 +45,12 @@ class BitDanceHead(nn.Module):
         return self.precision.storage
 
 
+class EmbeddingTable(nn.Embedding):
+    """The language model's embedding table, which no patcher moves or patches."""
+
+    comfy_cast_weights = False  # LoRA extraction then asks the patcher for the patched table
+
+
 class BitDanceHost(nn.Module):
     """The module of the backbone's patcher, with the attributes that stock nodes read from a MODEL.
 
@@ -56,8 +62,7 @@ class BitDanceHost(nn.Module):
     def __init__(
         self,
         model: BitDance | ImageNetModel,
-        prompts: PromptTokenizer | None,
-        autoencoder: AutoencoderConfig,
+        checkpoint: TextCheckpoint | ClassCheckpoint,
         embedding: Tensor | None,
         latent_format: BitsFormat,
         precision: Precision,
@@ -65,10 +70,9 @@ class BitDanceHost(nn.Module):
         super().__init__()
         detach_child(model, "head", model.head)
         if embedding is not None:
-            detach_child(model.backbone, "embed_tokens", nn.Embedding.from_pretrained(embedding))
+            detach_child(model.backbone, "embed_tokens", EmbeddingTable.from_pretrained(embedding))
         self.diffusion_model = model
-        self.prompts = prompts
-        self.autoencoder = autoencoder
+        self.checkpoint = checkpoint
         self.precision = precision
         self.manual_cast_dtype, self.device = precision.cast, None
         self.latent_format = latent_format
@@ -80,14 +84,28 @@ class BitDanceHost(nn.Module):
     def config(self):
         return self.diffusion_model.config
 
+    @property
+    def prompts(self) -> PromptTokenizer | None:
+        return self.checkpoint.prompts
+
+    @property
+    def autoencoder(self) -> AutoencoderConfig:
+        return self.checkpoint.tokenizer.config
+
+    @property
+    def embedding(self) -> EmbeddingTable | None:
+        return None if self.prompts is None else self.diffusion_model.backbone.embed_tokens
+
     def get_dtype(self) -> torch.dtype:
         return self.precision.storage
 
     def state_dict(self, *args, **kwargs):
-        """Include the head's tensors, because LoRA loaders take the keys that can be patched from here."""
+        """Include the head and the embedding table: merges and LoRA loaders take the keys to patch from here."""
         state = super().state_dict(*args, **kwargs)
         head = self.diffusion_model.head.state_dict()
         state.update({HEAD_KEYS + name: tensor for name, tensor in head.items()})
+        if self.embedding is not None:
+            state[EMBEDDING_KEY] = self.embedding.weight
         return state
 
     def _not_this_way(self, *args, **kwargs):
@@ -95,11 +113,9 @@ class BitDanceHost(nn.Module):
 
     apply_model = memory_required = extra_conds_shapes = _not_this_way
 
-    def state_dict_for_saving(self, *args, **kwargs):
-        raise RuntimeError(
-            "ModelSave cannot write a BitDance model, which needs its tokenizers too: use the convert command "
-            "(python -m bitdance_core convert)."
-        )
+    def state_dict_for_saving(self, weights, clip_state_dict=None, vae_state_dict=None, clip_vision_state_dict=None):
+        """Name the tensors of ModelSave and Save Checkpoint as in a whole model's file."""
+        return whole_model(self.checkpoint, weights, clip_state_dict, vae_state_dict, clip_vision_state_dict)
 
 
 def detach_child(module: nn.Module, name: str, child: nn.Module) -> None:
@@ -148,7 +164,7 @@ def build_model(
     embedding = weights.pop("backbone.embed_tokens.weight", None)
     hosts = (
         BitDanceHead(model, precision),
-        BitDanceHost(model, checkpoint.prompts, checkpoint.tokenizer.config, embedding, latent_format, precision),
+        BitDanceHost(model, checkpoint, embedding, latent_format, precision),
     )
     head, patcher = (
         make_patcher(
@@ -160,8 +176,8 @@ def build_model(
         )
         for host in hosts
     )
-    patcher.model.head_patcher = head
-    return patcher
+    patcher.model.head_patcher = patched_once(head)
+    return with_two_parts(patcher)
 
 
 def check_model(model) -> BitDanceHost:
@@ -172,20 +188,9 @@ def check_model(model) -> BitDanceHost:
 
 
 def patchers_of(model: comfy.model_patcher.ModelPatcher) -> list[comfy.model_patcher.ModelPatcher]:
-    """List both patchers of a MODEL in the order for `load_models_gpu`, with LoRA patches of the head in the head's.
+    """List both patchers of a MODEL in the order for `load_models_gpu`, each with its patches.
 
     With dynamic memory the first in the list has priority; without, the last, which is loaded first.
     """
-    own = model.model.head_patcher
-    head = next(iter(model.get_additional_models_with_key(HEAD)), None)
-    if head is None or head.model is not own.model:  # ComfyUI loaded the model again, with another head
-        head = own.clone()
-        model.set_additional_models(HEAD, [head])
-    if head.load_device != model.load_device:  # ComfyUI may have moved the model to another device
-        head.load_device, head.offload_device = model.load_device, model.offload_device
-        if head.is_dynamic():
-            head.register_load_device(head.load_device)
-    if head.patches_uuid != model.patches_uuid:
-        head.patches = {key: patches for key, patches in model.patches.items() if key.startswith(HEAD_KEYS)}
-        head.patches_uuid = model.patches_uuid
+    head = with_two_parts(model).head()
     return [head, model] if model.is_dynamic() else [model, head]

@@ -27,6 +27,14 @@ def show_text(text: str, node_id: str) -> None:
     server.PromptServer.instance.send_progress_text(text, node_id)
 
 
+def show_note(text: str) -> None:
+    """Show a text on the node that runs now, if one does."""
+    from comfy_execution.utils import get_executing_context
+
+    if (context := get_executing_context()) is not None:
+        show_text(text, context.node_id)
+
+
 def number_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     """Choose a numbered file in the output folder, as for images; returns its path, and its entry for the page."""
     root = folder_paths.get_output_directory()

@@ -22,6 +22,7 @@ from ...bitdance_core.sampling.plan import Request
 from ...bitdance_core.sampling.settings import Sampling
 from ...bitdance_core.sampling.sizes import make_grid
 from .conditioning import read_classes, read_positive, read_prompt
+from .effects import compute_dtype, time_shift
 from .graphs import graphs_of
 from .model import BitDanceHost, check_model, patchers_of
 from .prefetch import prefetching
@@ -53,14 +54,24 @@ class Options:
                 "cfg_schedule to auto or constant"
             )
 
-    def sampling(self, config: BitDanceConfig | ImageNetConfig, sampler: str, steps: int, cfg: float) -> Sampling:
-        """Add these to the sampler node's widgets; values of 0 and `auto` become the model's own."""
+    def sampling(
+        self,
+        config: BitDanceConfig | ImageNetConfig,
+        sampler: str,
+        steps: int,
+        cfg: float,
+        shift: float | None = None,
+    ) -> Sampling:
+        """Add these to the sampler node's widgets; values of 0 and `auto` become the model's own.
+
+        `shift` is the MODEL's time shift, if a node has set one; the widget goes before it.
+        """
         return Sampling.for_model(
             config,
             sampler,
             steps or None,
             cfg or None,
-            time_shift=self.time_shift or None,
+            time_shift=self.time_shift or shift,
             last_steps=self.last_steps or None,
             last_guidance=self.last_cfg or None,
             guidance_interval=self.guided,
@@ -106,7 +117,8 @@ def draw(
             f"{config.family} draws {side}x{side} pixels only, found {width}x{height} (width x height); connect "
             f"Empty Bits with width and height 0, or bits of {side}x{side} pixels"
         )
-    sampling = options.sampling(config, sampler, steps, guidance)
+    sampling = options.sampling(config, sampler, steps, guidance, time_shift(model))
+    compute = compute_dtype(model)
     subject = _read(host, positive, negative, grid, bits.batch, guided=sampling.branches > 1)
     edit = _edit(bits, denoise, mask, grid, autoencoder.bits, subject.num_images)
     request = Request(subject.branches, grid, sampling, subject.num_images, edit, subject.regions)
@@ -114,7 +126,7 @@ def draw(
     if not evaluations:
         return replace(bits, batch=subject.num_images, packed=bits.packed.expand(subject.num_images, -1), mask=None)
 
-    memory = request_bytes(config, request, host.precision.compute.itemsize, options.cuda_graphs)
+    memory = request_bytes(config, request, compute.itemsize, options.cuda_graphs)
     patchers = patchers_of(model)
     mm.load_models_gpu(patchers, memory_required=memory)
     graphs = graphs_of(patchers) if options.cuda_graphs else None
@@ -136,13 +148,13 @@ def draw(
         bar.update_absolute(begun, preview=preview)
 
     network = host.diffusion_model
-    with prefetching(model, getattr(network, "backbone", network)):
+    with model.patched_embedding(), prefetching(model, getattr(network, "backbone", network)):
         drawn = generate(
             network,
             request,
             torch.Generator("cpu").manual_seed(seed),
             model.load_device,
-            host.precision.compute,
+            compute,
             after_patch,
             before_evaluation,
             graphs,
