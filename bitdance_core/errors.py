@@ -40,3 +40,23 @@ def check_cancelled(cancel: Cancel | None) -> None:
     """Raise Cancelled if `cancel` returns True."""
     if cancel is not None and cancel():
         raise Cancelled("generation was cancelled")
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether a library in Rust panicked: pyo3's PanicException is no Exception, and no module exports it."""
+    return type(error).__name__ == "PanicException" and type(error).__module__.startswith("pyo3")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocator failed, on a GPU or on the CPU, where torch raises a plain RuntimeError."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    is_cpu = isinstance(error, RuntimeError) and "not enough memory: you tried to allocate" in str(error)
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or is_cpu
+
+
+def format_bytes(count: int) -> str:
+    """Write a number of bytes for messages, in decimal units: "17 bytes", "2.5 kB", "1,234.5 GB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} byte{'' if count == 1 else 's'}"

@@ -10,7 +10,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ..errors import BitDanceError
+from ..errors import BitDanceError, is_panic
+
+# Qwen3 was trained for so many positions; a longer prompt is refused, by its bytes before it is tokenized
+MAX_TOKENS, MAX_BYTES = 40_960, 2**18
 
 
 class PromptTokenizer:
@@ -28,10 +31,13 @@ class PromptTokenizer:
         try:
             self._added = data["added_tokens"]
             self._special = {str(token["content"]): token["id"] for token in self._added}
+            _check_model(data["model"])
             # no added tokens, no truncation, no padding
             plain = {**data, "added_tokens": [], "truncation": None, "padding": None}
             self._text = Tokenizer.from_str(json.dumps(plain))
-        except Exception as error:  # the tokenizers library raises bare Exception for any malformed file
+        except BaseException as error:  # the tokenizers library raises bare Exception for any malformed file, or panics
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise BitDanceError(f"{source}: not a tokenizer file ({error})") from error
         if any(type(i) is not int or i < 0 for i in self._special.values()):
             raise BitDanceError(f"{source}: not a tokenizer file (the ids of its added tokens must be whole numbers)")
@@ -57,16 +63,17 @@ class PromptTokenizer:
         return max(*self._special.values(), *self._text.get_vocab(with_added_tokens=False).values())
 
     def conditional(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt, or a negative prompt, in the chat template."""
+        """Return the ids of a prompt, or a negative prompt, in the chat template.
+
+        Raises BitDanceError for a prompt that is too long or no valid text.
+        """
+        if (size := len(prompt.encode(errors="surrogatepass"))) > MAX_BYTES:
+            raise BitDanceError(f"the prompt is too long: it has {size:,} bytes, at most {MAX_BYTES:,} are read")
         start, end = self._special["<|im_start|>"], self._special["<|im_end|>"]
-        return [
-            start,
-            *self._encode("user\n" + prompt),
-            end,
-            *self._encode("\n"),
-            start,
-            *self._encode("assistant\n"),
-        ]
+        words = self._encode("user\n" + prompt)
+        if len(words) > MAX_TOKENS:
+            raise BitDanceError(f"the prompt is too long: it has {len(words):,} tokens, at most {MAX_TOKENS:,} are read")
+        return [start, *words, end, *self._encode("\n"), start, *self._encode("assistant\n")]
 
     def unconditional(self) -> list[int]:
         """Return the ids of the template without a prompt, for the unconditional branch."""
@@ -95,8 +102,22 @@ class PromptTokenizer:
     def _encode(self, text: str) -> list[int]:
         try:
             return self._text.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the tokenizers library raises TypeError and bare Exception
-            raise BitDanceError(f"the prompt cannot be tokenized ({error}): {text!r}") from error
+        except BaseException as error:  # the tokenizers library raises TypeError and bare Exception, or panics
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            raise BitDanceError(f"the prompt cannot be tokenized ({error}): {text[:200]!r}") from error
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    """Raise ValueError for a model that is no byte-level BPE.
+
+    With a prefix of subwords the tokenizers library slices tokens in the middle of a character; its error message is
+    then no valid text, for which it ends the whole process.
+    """
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"its model is {str(model['type'])[:40]!r}, expected 'BPE'")
+    if prefix := model.get("continuing_subword_prefix"):
+        raise ValueError(f"its model has continuing_subword_prefix {str(prefix)[:40]!r}, expected none")
 
 
 # Qwen's regular expression that splits text into words before the byte-level BPE

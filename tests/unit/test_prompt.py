@@ -5,12 +5,13 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 import golden
 from bitdance_core import BitDanceError
 from bitdance_core.checkpoints.files import read_json
-from bitdance_core.model.prompt import PromptTokenizer
+from bitdance_core.errors import is_panic
+from bitdance_core.model.prompt import MAX_BYTES, MAX_TOKENS, QWEN_WORDS, PromptTokenizer
 
 FILE = golden.DATA / "t2i_p16" / "tokenizer.json"
 PROMPTS = PromptTokenizer(read_json(FILE), str(FILE))
@@ -58,3 +59,68 @@ def test_a_foreign_tokenizer_is_named(data):
 def test_a_tokenizer_without_our_tokens_is_refused():
     with pytest.raises(BitDanceError, match=r"some.json: .*<\|im_start\|>"):
         PromptTokenizer({**DATA, "added_tokens": []}, "some.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"continuing_subword_prefix": "##########"},  # panics
+        {"continuing_subword_prefix": "x", "vocab": {"é": 0, "a": 1, "aé": 2}, "merges": [["a", "é"]]},  # aborts
+        {"type": "WordLevel"},
+        {"vocab": {"a": 2**40}},
+    ],
+)
+def test_a_hostile_tokenizer_is_named(change):
+    with pytest.raises(BitDanceError, match="some.json: not a tokenizer file"):
+        PromptTokenizer({**DATA, "model": {**DATA["model"], **change}}, "some.json")
+
+
+def panic():
+    """Make the tokenizers library panic: Qwen's regular expression on ten million spaces."""
+    pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated").pre_tokenize_str(" " * 10**7)
+
+
+class Breaking:
+    """A model of tokens that breaks in the given way."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def encode(self, *args, **kwargs):
+        self.action()
+
+
+def test_a_panic_of_the_library_is_an_error_about_the_prompt():
+    with pytest.raises(BaseException) as caught:
+        panic()
+    assert is_panic(caught.value) and not isinstance(caught.value, Exception)  # the library still does it
+    prompts = PromptTokenizer(DATA, "some.json")
+    prompts._text = Breaking(panic)
+    with pytest.raises(BitDanceError, match="the prompt cannot be tokenized .*retry-limit") as refused:
+        prompts.conditional("a cat")
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_while_tokenizing_stays_an_interrupt(kind):
+    def interrupt():
+        raise kind
+
+    prompts = PromptTokenizer(DATA, "some.json")
+    prompts._text = Breaking(interrupt)
+    with pytest.raises(kind):
+        prompts.conditional("a cat")
+
+
+@pytest.mark.parametrize("text", [" " * 10**7, "é" * (MAX_BYTES // 2 + 1), "\udcff" * 10**6, "\n" * (MAX_BYTES + 1)])
+def test_a_huge_prompt_is_refused_before_it_is_tokenized(text):
+    prompts = PromptTokenizer(DATA, "some.json")
+    prompts._text = Breaking(lambda: pytest.fail("it was tokenized"))
+    with pytest.raises(BitDanceError, match="the prompt is too long: it has .* bytes, at most 262,144 are read"):
+        prompts.conditional(text)
+
+
+def test_a_prompt_of_more_tokens_than_positions_is_refused():
+    assert len(PROMPTS.conditional("~" * (MAX_TOKENS - 50))) > MAX_TOKENS - 50
+    with pytest.raises(BitDanceError, match="the prompt is too long: it has .* tokens, at most 40,960 are read"):
+        PROMPTS.conditional("~" * (MAX_TOKENS + 1))
