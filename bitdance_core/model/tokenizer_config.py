@@ -117,7 +117,7 @@ class AutoencoderConfig:
             attention = UniWeTokConfig(heads, *halves)
             widths, base = halves[0].widths, math.gcd(*halves[0].widths)
         else:
-            widths, base = _widths(shapes, "encoder.down.", "conv2", source), channels[0]
+            widths, base = _widths(shapes, "encoder.down.", source), channels[0]
         if any(width % base for width in widths):
             raise BitDanceError(f"{source}: levels of {list(widths)} channels; expected multiples of conv_in's {base}")
         levels = {
@@ -131,7 +131,7 @@ class AutoencoderConfig:
 
 
 def _half(shapes: Shapes, prefix: str, levels: str, source: str) -> HalfConfig:
-    widths = _widths(shapes, f"{prefix}{levels}.", "norm1", source)
+    widths = _widths(shapes, f"{prefix}{levels}.", source)
     blocks = count_modules(shapes, f"{prefix}mid_attn_blocks.")
     hidden = registers = 0
     if blocks:
@@ -152,12 +152,9 @@ def _half(shapes: Shapes, prefix: str, levels: str, source: str) -> HalfConfig:
     return half
 
 
-def _widths(shapes: Shapes, prefix: str, layer: str, source: str) -> tuple[int, ...]:
-    """Read the width of each level from a layer of its first residual block."""
-    dimensions = 1 if layer.startswith("norm") else 4
+def _widths(shapes: Shapes, prefix: str, source: str) -> tuple[int, ...]:
+    """Read the width of each level from the output of its first residual block."""
     count = count_modules(shapes, prefix)
     if not 1 <= count <= 8:
         raise BitDanceError(f"{source}: a tokenizer must have 1 to 8 levels ({prefix}N), found {count}")
-    return tuple(
-        read_dimensions(shapes, f"{prefix}{i}.block.0.{layer}.weight", dimensions, source)[0] for i in range(count)
-    )
+    return tuple(read_dimensions(shapes, f"{prefix}{i}.block.0.conv2.weight", 4, source)[0] for i in range(count))

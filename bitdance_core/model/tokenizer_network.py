@@ -30,7 +30,7 @@ class Level(NamedTuple):
 
 
 def encoder_levels(config: AutoencoderConfig) -> list[Level]:
-    """List the encoder's levels, finest first. A UniWeTok changes width with the resize, others before it."""
+    """List the encoder's levels, finest first. A UniWeTok changes the width with the resize, others before it."""
     if config.attention is not None:
         half = config.attention.encoder
         return [Level(w, w, after, n) for w, after, n in zip(half.widths, (*half.widths[1:], None), half.res_blocks)]
@@ -40,12 +40,16 @@ def encoder_levels(config: AutoencoderConfig) -> list[Level]:
 
 
 def decoder_levels(config: AutoencoderConfig) -> list[Level]:
-    """List the decoder's levels, finest first, though the decoder runs them coarsest first."""
+    """List the decoder's levels, finest first, though the decoder runs them coarsest first.
+
+    The first block of a level changes the width, in a UniWeTok too.
+    """
     if config.attention is not None:
-        half = config.attention.decoder
-        return [Level(w, w, after, n) for w, after, n in zip(half.widths, (None, *half.widths), half.res_blocks)]
-    widths = [config.channels * m for m in config.channel_multipliers]
-    levels = [Level(a, b, b, config.num_res_blocks) for a, b in zip([*widths[1:], widths[-1]], widths)]
+        widths, blocks = config.attention.decoder.widths, config.attention.decoder.res_blocks
+    else:
+        widths = tuple(config.channels * m for m in config.channel_multipliers)
+        blocks = (config.num_res_blocks,) * len(widths)
+    levels = [Level(a, b, b, n) for a, b, n in zip((*widths[1:], widths[-1]), widths, blocks)]
     return [levels[0]._replace(width_next=None), *levels[1:]]
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import golden
+from bitdance_core import BinaryTokenizer
 from bitdance_core.checkpoints.tensor_names import ema_names
 from bitdance_core.errors import BitDanceError
 from bitdance_core.model.text_config import AE_D16C32
@@ -36,23 +37,20 @@ def shapes_of(config):
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-@pytest.fixture(scope="module")
-def saved():
-    return torch.load(DATA / "uniwetok_tiny.pt", weights_only=True)["state_dict"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(saved):
-    heads = json.loads((DATA / "uniwetok_tiny_config.json").read_text())["ddconfig"]["n_heads"]
+def read(name):
+    """Build the network from the shapes in the file alone; levels of `wide` differ in width."""
+    saved = torch.load(DATA / f"{name}.pt", weights_only=True)["state_dict"]
+    heads = json.loads((DATA / f"{name}_config.json").read_text())["ddconfig"]["n_heads"]
     weights = {name: saved[key] for name, key in ema_names(saved).items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    network = BinaryAutoencoder(AutoencoderConfig.from_shapes(shapes, "uniwetok_tiny.pt", heads))
+    network = BinaryAutoencoder(AutoencoderConfig.from_shapes(shapes, f"{name}.pt", heads))
     network.load_state_dict(weights)
     return network
 
 
-def test_every_stored_value(tokenizer):
-    values = load_file(DATA / "uniwetok_tiny.expected.safetensors")
+@pytest.mark.parametrize("name", ["uniwetok_tiny", "uniwetok_wide"])
+def test_every_stored_value(name):
+    tokenizer, values = read(name), load_file(DATA / f"{name}.expected.safetensors")
     torch.testing.assert_close(tokenizer.encoder(values["image"]), values["encoder_out"], atol=1e-4, rtol=0)
     bits = tokenizer.encode(values["image"])
     assert (bits > 0).equal(values["bits"].bool())
@@ -60,6 +58,12 @@ def test_every_stored_value(tokenizer):
         torch.manual_seed(5)
         decoded = tokenizer.decode(bits)
     torch.testing.assert_close(decoded, values["decoded"], atol=1e-4, rtol=0)
+
+
+def test_the_loader_reads_levels_of_several_widths():
+    values = load_file(DATA / "uniwetok_wide.expected.safetensors")
+    bits = BinaryTokenizer.from_pretrained(DATA / "uniwetok_wide.pt", device="cpu").encode(values["image"])
+    assert (bits > 0).equal(values["bits"].bool())
 
 
 def test_a_single_token_and_odd_levels():
@@ -96,14 +100,14 @@ def test_average_weights_are_preferred():
         ({}, 5, "'n_heads' is 5"),
         ({}, True, "'n_heads' is True"),
         ({"encoder.conv_in.weight": None}, 4, "holds no binary tokenizer"),
-        ({"encoder.down.0.block.0.norm1.weight": (48,)}, 4, "multiples of 32"),
+        ({"encoder.down.0.block.0.conv2.weight": (48, 48, 3, 3)}, 4, "multiples of 32"),
         ({"decoder.register_token.weight": None}, 4, "decoder.register_token.weight is missing"),
         (
             {"encoder.mid_attn_blocks.0.feed_forward.w2.weight": (64, 2**40)},
             4,
             r"w2.weight is \[64, 1099511627776\].* 2 dimensions",
         ),
-        ({"decoder.up.7.block.0.norm1.weight": (64,)}, 4, r"decoder.up.3.block.0.norm1.weight is missing"),
+        ({"decoder.up.7.block.0.conv2.weight": (64, 64, 3, 3)}, 4, r"decoder.up.3.block.0.conv2.weight is missing"),
     ],
 )
 def test_what_cannot_be_is_named(change, heads, message):
