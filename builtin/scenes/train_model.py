@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from batches import ahead
 from cache import Cache, load_tokenizer
 from loop import Bf16Operations, Plan, step_rng, train
@@ -105,15 +104,22 @@ def block_mask(length: int, opening: int, padding: Tensor, block: int) -> Tensor
     return ((order[:, None] >= order) & (steps >= padding[:, None])[:, None] | itself)[:, None]
 
 
-def velocity_loss(model: BitDance, batch: Batch, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean squared error of the velocity; positions [patches, P, D] of the batch's grid."""
+def hidden_states(model: BitDance, batch: Batch, positions: Tensor) -> Tensor:
+    """The backbone over whole pictures at once: what conditions each patch [B, patches, P, D]; positions likewise,
+    without B.
+    """
     block = batch.tokens.shape[2]
     embedded = (model.projector(batch.context[:, :-1]) + positions[:-1]).flatten(1, 2)
     x = torch.cat((model.backbone.embed_tokens(batch.ids), embedded), dim=1)
     opening = batch.ids.shape[1] - block
     mask = block_mask(x.shape[1], opening, batch.padding, block)
     places = (torch.arange(x.shape[1], device=x.device) - batch.padding[:, None]).clamp_min(0)
-    hidden = model.backbone(x, places, mask)[:, opening:].unflatten(1, (-1, block)) + positions
+    return model.backbone(x, places, mask)[:, opening:].unflatten(1, (-1, block)) + positions
+
+
+def velocity_loss(model: BitDance, batch: Batch, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean squared error of the velocity; positions [patches, P, D] of the batch's grid."""
+    hidden = hidden_states(model, batch, positions)
     samples = len(batch.noise) // (hidden.shape[0] * hidden.shape[1])
     cond = model.head.cond_embed(hidden.flatten(0, 1)).repeat(samples, 1, 1)
     x1 = batch.tokens.flatten(0, 1).repeat(samples, 1, 1)
@@ -157,7 +163,7 @@ def train_model(
     device: str = "cpu",
     start: Path | None = None,
     operations=Bf16Operations,
-    compiles: bool = True,
+    compiles: bool = False,
     on_save=lambda step: None,
     muon: bool = True,
 ) -> BitDance:
@@ -199,6 +205,7 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=2e-3)
     parser.add_argument("--no-muon", action="store_true", help="AdamW alone")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU, not on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for field in dataclasses.fields(Settings):
         name = f"--{field.name.replace('_', '-')}"
@@ -216,9 +223,18 @@ def main() -> None:
         ema = torch.load(args.run / "state.pt", weights_only=True, map_location="cpu")["ema"]
         write_folder(args.run / "folder", config, args.run / "tokenizer.json", ema, autoencoder.state_dict())
 
-    cache = Cache(args.cache)
     train_model(
-        args.run, cache, config, prompts, settings, plan, args.device, args.start, on_save=write, muon=not args.no_muon
+        args.run,
+        Cache(args.cache),
+        config,
+        prompts,
+        settings,
+        plan,
+        args.device,
+        args.start,
+        compiles=args.compile,
+        on_save=write,
+        muon=not args.no_muon,
     )
 
 
