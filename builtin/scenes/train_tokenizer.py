@@ -141,10 +141,13 @@ def main() -> None:
 
     plan = Plan(args.steps, args.adam_lr, args.muon_lr, decay=args.decay, minutes=args.minutes)
     path = args.run / "state.pt"
-    reached = train(path, model, plan, loss_of_step, is_matrix)
-    ema = torch.load(path, weights_only=True, map_location="cpu")["ema"]
-    save_file({name: value.half().contiguous() for name, value in ema.items()}, args.run / "ae.safetensors")
-    model.load_state_dict(ema)
+
+    def write(step: int) -> None:
+        ema = torch.load(path, weights_only=True, map_location="cpu")["ema"]
+        save_file({name: value.half().contiguous() for name, value in ema.items()}, args.run / "ae.safetensors")
+
+    reached = train(path, model, plan, loss_of_step, is_matrix, write)
+    model.load_state_dict(load_file(args.run / "ae.safetensors"))
     print(f"step {reached}: PSNR on fresh scenes {fresh_psnr(model, composer, settings.side)} dB")
 
 
