@@ -16,7 +16,7 @@ READ_SIDE = 64  # pictures are read at this many pixels of their shorter side
 SIDES = (25, 27, 29, 46, 49, 52)  # of a thing, at READ_SIDE
 LARGE = 37  # from this side on a thing is large
 MOST = 6  # things of a picture
-EXPLAINED = 0.45  # of a drawing's difference from what is behind it: the least that a match explains
+LEAST = 0.5  # of a drawing's strength: what is paler than that is not there
 FAINT = 3.0  # squared difference, summed, below which a drawing cannot be seen
 NEAR = 11  # pixels at READ_SIDE: closer, two middles are one thing's
 RING = 4  # pixels of the margin that the ground is read from
@@ -35,11 +35,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Match:
-    """A template with its upper left corner, in pixels at READ_SIDE."""
+    """A template with its upper left corner, in pixels at READ_SIDE, and how strongly it shows, in (0, 1]."""
 
     template: int
     x: int
     y: int
+    strength: float
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,18 @@ class Reader:
             transformed = torch.fft.rfft2(maps)
             visible = torch.fft.irfft2((spectra[:, 4:] * transformed[4:]).sum(1), s=(height, width))
             energy = squares[:, None, None] - visible  # sum |a (T - G)|^2
-            gain = torch.fft.irfft2((spectra[:, :4] * transformed[:4]).sum(1), s=(height, width)) - energy
-            gain[~allowed | (gain < EXPLAINED * energy) | (energy < FAINT)] = -1
-            best = int((gain * (gain / energy.clamp_min(FAINT)).clamp(0, 1)).argmax())  # much, and most of its own
+            likeness = torch.fft.irfft2((spectra[:, :4] * transformed[:4]).sum(1), s=(height, width)) / 2
+            strength = (likeness / energy.clamp_min(FAINT)).clamp(0, 1)
+            gain = strength * (2 * likeness - strength * energy)  # what it explains at this strength
+            gain[~allowed | (strength < LEAST) | (energy < FAINT)] = -1
+            best = int((gain * strength.square()).argmax())  # much, and most of its own
             if gain.flatten()[best] <= 0:
                 break
             template, corner = divmod(best, height * width)
             y, x = divmod(corner, width)
             side = self.templates[template][1]
             self._forbid(allowed, x + side / 2, y + side / 2)
-            found.append(Match(template, x, y))
+            found.append(Match(template, x, y, strength.flatten()[best].item()))
             self._paint(behind, found[-1])
         needed = self._needed(picture, ground, found)
         return Reading(ALL_GROUNDS[index], tuple(self._place(match, height, width) for match in needed))
@@ -138,7 +141,7 @@ class Reader:
     def _paint(self, behind: Tensor, match: Match) -> None:
         _, side, drawing = self.templates[match.template]
         window = behind[:, match.y : match.y + side, match.x : match.x + side]
-        window += drawing[3:] * (drawing[:3] - window)
+        window += match.strength * drawing[3:] * (drawing[:3] - window)
 
     def _needed(self, picture: Tensor, ground: Tensor, found: list[Match]) -> list[Match]:
         """Those without which the whole explains the picture less: a large drawing may have hidden several small ones
