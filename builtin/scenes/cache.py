@@ -99,7 +99,7 @@ def write_cache(
         arrays[f"captions_{height}x{width}"] = np.array(captions)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
-    np.savez(part, **arrays)
+    np.savez_compressed(part, **arrays)
     part.replace(path)
 
 
