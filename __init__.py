@@ -1,4 +1,4 @@
-"""BitDance for ComfyUI. The nodes are imported only when ComfyUI asks for them, so that tests can import this file."""
+"""BitDance for ComfyUI. `comfy_entrypoint` imports the nodes, so that tests can import this file without ComfyUI."""
 
 WEB_DIRECTORY = "./web"
 

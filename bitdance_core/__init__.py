@@ -1,11 +1,9 @@
 """BitDance in plain PyTorch: an autoregressive image model over binary tokens (arXiv 2602.14041)."""
 
 from .errors import BitDanceError, Cancelled, MissingFileError
-from .imagenet_pipeline import ImageNetPipeline
-from .pipeline import BitDancePipeline, GenerateOutput
+from .pipeline import BitDancePipeline, GenerateOutput, ImageNetPipeline
 from .tokenizer import BinaryTokenizer
-
-__version__ = "0.1.0"  # as in pyproject.toml
+from .version import __version__
 
 __all__ = [
     "BinaryTokenizer",
@@ -15,4 +13,5 @@ __all__ = [
     "GenerateOutput",
     "ImageNetPipeline",
     "MissingFileError",
+    "__version__",
 ]

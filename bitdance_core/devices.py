@@ -1,4 +1,4 @@
-"""Which device and which precision, where a user leaves it open."""
+"""Choose a device and a dtype, if the user has not."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 
 from .errors import BitDanceError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # as users name them
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # by users' names
 
 
 def choose(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    """A device that is there, with its index, and a dtype for it.
+    """Return an available device, with its index, and a dtype for it.
 
-    None: the GPU if there is one; bfloat16 on it, float32 on the CPU. Raises BitDanceError for a device that cannot
-    be used.
+    None means the GPU if there is one, and bfloat16 on it, float32 on the CPU. Raises BitDanceError for a device that
+    is not available.
     """
     try:
         chosen = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
@@ -28,6 +28,6 @@ def choose(device: torch.device | str | None, dtype: torch.dtype | None) -> tupl
 
 
 def check_graphs(device: torch.device, cuda_graphs: bool) -> None:
-    """Raise BitDanceError where CUDA graphs are asked for elsewhere."""
+    """Raise BitDanceError if `cuda_graphs` is set for another kind of device."""
     if cuda_graphs and device.type != "cuda":
-        raise BitDanceError(f"cuda_graphs need a CUDA device, found {device}")
+        raise BitDanceError(f"cuda_graphs needs a CUDA device, found {device}; switch it off")

@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each message names what was wrong and what would be right."""
+"""Errors that a user can act on. Each message says what was found and what would be right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
-# asked before every evaluation of a network; True stops the run with `Cancelled` (or it raises its own exception)
+# called before every evaluation of a network; to stop the run it returns True, which raises Cancelled, or raises itself
 Cancel = Callable[[], bool]
 
 
@@ -15,14 +15,16 @@ class BitDanceError(ValueError):
 
 
 class MissingFileError(BitDanceError, FileNotFoundError):
-    """A file or a folder that should be there is not."""
+    """A required file or folder does not exist."""
 
-    def __str__(self) -> str:  # OSError would print only its own fields
+    def __str__(self) -> str:  # OSError's own __str__ prints errno and file name only
         return str(self.args[0])
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """`value` as an int in [least, most], or BitDanceError. NumPy's whole numbers are welcome, 2.0 and True are not."""
+    """Return `value` as an int. Raises BitDanceError unless it is a whole number (NumPy's too, not 2.0 or True) in
+    [least, most].
+    """
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_whole or value < least or (most is not None and value > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -31,9 +33,10 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 
 class Cancelled(Exception):
-    """The caller's `cancel` hook asked to stop. Nothing is kept."""
+    """The caller's `cancel` hook returned True. The unfinished result is discarded."""
 
 
 def check_cancelled(cancel: Cancel | None) -> None:
+    """Raise Cancelled if `cancel` returns True."""
     if cancel is not None and cancel():
         raise Cancelled("generation was cancelled")

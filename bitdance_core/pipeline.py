@@ -1,34 +1,40 @@
-"""The public way in: a prompt becomes pictures."""
+"""The public way in: a prompt or classes become images."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from . import devices
-from .attention import AttentionFn, attention
-from .autoencoder import BinaryAutoencoder
-from .checkpoint import Source, locate, read_checkpoint
-from .config import BitDanceConfig, Size
-from .editing import THRESHOLD, Edit, make_edit, region_map, token_mask
+from .checkpoints.checkpoint import Source, locate, read_checkpoint, read_imagenet
+from .checkpoints.load import load_weights
 from .errors import BitDanceError, Cancel, check_cancelled, whole_number
-from .flow import Sampling
-from .generate import Callback, generate
-from .graphs import Graphs
-from .head import compiled
-from .imagenet import ImageNetModel
-from .model import BitDance
-from .patches import Grid
-from .prompt import PromptTokenizer
+from .model.attention import AttentionFn, attention
+from .model.class_config import ImageNetConfig
+from .model.class_model import ImageNetModel
+from .model.class_names import class_numbers
+from .model.fields import Size
+from .model.graphs import Graphs
+from .model.prompt import PromptTokenizer
+from .model.text_config import BitDanceConfig
+from .model.text_model import BitDance
+from .model.tokenizer_network import BinaryAutoencoder
+from .sampling.editing import THRESHOLD, make_edit, region_map, token_mask
+from .sampling.flow import DEFAULT_SAMPLER
+from .sampling.generate import Callback, generate
+from .sampling.patch import HeadVelocity, compiled_velocity
+from .sampling.plan import Request
+from .sampling.settings import Sampling
+from .sampling.sizes import make_grid
 from .tokenizer import BinaryTokenizer, to_images
-from .weights import load_weights
 
-MAX_SIDE = 2**16  # pixels: no grid is as large
+MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,57 @@ class GenerateOutput:
     bits: Tensor
 
 
-class BitDancePipeline:
+class Pipeline:
+    """A model and its binary tokenizer on one device: the base of both kinds of pipeline.
+
+    `velocity` replaces the head's (see `compiled_velocity`).
+    """
+
+    def __init__(
+        self,
+        model: BitDance | ImageNetModel,
+        tokenizer: BinaryTokenizer,
+        cuda_graphs: bool = False,
+        velocity: HeadVelocity | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.cuda_graphs = cuda_graphs
+        self.velocity = velocity
+
+    @property
+    def config(self) -> BitDanceConfig | ImageNetConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokenizer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tokenizer.dtype
+
+    @property
+    def default_size(self) -> Size:
+        """(height, width) in pixels."""
+        return self.config.defaults.default_size
+
+    def _draw(self, request: Request, seed: int, callback: Callback | None, cancel: Cancel | None) -> GenerateOutput:
+        """Draw a request's bits and decode them."""
+        # on the CPU, so that a seed means the same noise on every device
+        generator = torch.Generator("cpu").manual_seed(seed)
+        graphs = Graphs() if self.cuda_graphs else None
+        bits = generate(
+            self.model, request, generator, self.device, self.dtype, callback, cancel, graphs, self.velocity
+        )
+        images = []
+        for row in bits.split(1):  # one image at a time: decoding takes more memory than all else
+            check_cancelled(cancel)
+            images += to_images(self.tokenizer.decode(row, generator))
+        return GenerateOutput(images, (bits > 0).cpu())
+
+
+class BitDancePipeline(Pipeline):
     """A text-to-image model ready to draw. Make one with `from_pretrained`."""
 
     def __init__(
@@ -47,16 +103,11 @@ class BitDancePipeline:
         model: BitDance,
         tokenizer: BinaryTokenizer,
         prompts: PromptTokenizer,
-        device: torch.device,
-        dtype: torch.dtype,
         cuda_graphs: bool = False,
+        velocity: HeadVelocity | None = None,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer, cuda_graphs, velocity)
         self.prompts = prompts
-        self.device = device
-        self.dtype = dtype
-        self.cuda_graphs = cuda_graphs
 
     @classmethod
     def from_pretrained(
@@ -72,11 +123,10 @@ class BitDancePipeline:
         """Load a model from a folder (official, diffusers, or with single files), a file, a set of files with their
         tokenizer.json, a hub id (downloaded unless `local_files_only`) or a built-in name.
 
-        Without a device: the GPU if there is one. Without a dtype: bfloat16 on a GPU, float32 on the CPU. The embedding
-        table stays in system memory. `compile_head` hands the head to torch.compile, which pays for many pictures,
-        and on a CPU keeps its weights twice; `cuda_graphs` records its loop and the backbone's reading of a patch, for
-        where launching kernels takes longer than they do (not measured yet). Raises BitDanceError (a ValueError), which
-        names the file and what is wrong.
+        `device` defaults to the GPU if there is one, `dtype` to bfloat16 on a GPU and float32 on the CPU. The embedding
+        table stays on the CPU. `compile_head` compiles the head with torch.compile: worthwhile for many images; on a
+        CPU it keeps a second copy of the head's weights. `cuda_graphs` captures a patch's flow and its reading; use it
+        if kernel launches dominate. Raises BitDanceError (a ValueError), which names the file and the fault.
         """
         device, dtype = devices.choose(device, dtype)
         devices.check_graphs(device, cuda_graphs)
@@ -90,18 +140,8 @@ class BitDancePipeline:
             (autoencoder, checkpoint.autoencoder),
         ]
         load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
-        if compile_head:
-            model.head = compiled(model.head, frozen=device.type == "cpu")
-        return cls(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, device, dtype, cuda_graphs)
-
-    @property
-    def config(self) -> BitDanceConfig:
-        return self.model.config
-
-    @property
-    def default_size(self) -> Size:
-        """(height, width) in pixels."""
-        return self.config.defaults.default_size
+        tokenizer = BinaryTokenizer(autoencoder, device, dtype)
+        return cls(model, tokenizer, checkpoint.prompts, cuda_graphs, _velocity(model, device, compile_head))
 
     @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
     def generate(
@@ -113,89 +153,81 @@ class BitDancePipeline:
         guidance: float | None = None,
         seed: int = 0,
         num_images: int | None = None,
+        *,
+        callback: Callback | None = None,
+        cancel: Cancel | None = None,
+        **settings: Any,
+    ) -> GenerateOutput:
+        """Draw `num_images` images of a prompt. The same arguments mean the same noise on every device.
+
+        Size (pixels), steps and guidance default to the model's own; with `init_bits` the size is theirs. guidance <= 1
+        draws without an unconditional branch. `callback(patch, patches, bits)` is called after each drawn patch with
+        the grid so far (n, C, h, w): +-1, and 0 where nothing is drawn yet. `cancel()` is called before every network
+        evaluation and stops the run with `Cancelled` when it returns True. Raises BitDanceError for invalid settings
+        before any work.
+
+        `settings` are the other arguments of `request`:
+
+        negative_prompt (str): replaces the empty prompt of the unconditional branch.
+        init_bits (num_images or 1, C, h, w), bool, and denoise in [0, 1]: the flow starts from these bits at time
+            1 - denoise. denoise 1 without a mask draws afresh, 0 returns the bits.
+        mask (num_images or 1, H, W), 1 = redraw: keeps every token in which it stays below 0.5 (see `make_edit`).
+        regions: pairs of a prompt and a mask (1, H, W); a token follows the last one that covers it, else `prompt`.
+        sampler: "euler_maruyama", "euler" or "heun".
+        allow_untrained_size: allow a size outside the model's list.
+        last_steps, last_guidance, guidance_interval, noise_scale, time_shift, schedule: see `Sampling`.
+        """
+        seed = whole_number("seed", seed, least=0, most=MAX_SEED)
+        request = self.request(prompt, height, width, steps, guidance, num_images, **settings)
+        return self._draw(request, seed, callback, cancel)
+
+    def request(
+        self,
+        prompt: str,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        num_images: int | None = None,
         negative_prompt: str | None = None,
         init_bits: Tensor | None = None,
         denoise: float = 1.0,
         mask: Tensor | None = None,
         regions: Sequence[tuple[str, Tensor]] = (),
-        sampler: str = "euler_maruyama",
+        sampler: str = DEFAULT_SAMPLER,
         allow_untrained_size: bool = False,
-        callback: Callback | None = None,
-        cancel: Cancel | None = None,
-        last_steps: int | None = None,
-        last_guidance: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        noise_scale: float = 1.0,
-        time_shift: float | None = None,
-        schedule: str = "constant",
-    ) -> GenerateOutput:
-        """Draw `num_images` pictures of a prompt. The same arguments mean the same noise on every device.
-
-        Size, steps and guidance default to the model's own; with `init_bits` the size is theirs. guidance <= 1 draws
-        without an unconditional branch; negative_prompt takes the place of the empty one in it.
-        `callback(patch, patches, bits)` is called after each drawn patch with the grid so far (n, C, h, w), +-1 where
-        there are bits and 0 elsewhere; `cancel()` is asked before every network call and stops the run with
-        `Cancelled` when it returns True. Raises BitDanceError before any work for what cannot be.
-
-        Editing: `init_bits` (num_images or 1, C, h, w), bool, are what the flow starts from, at time 1 - `denoise`;
-        `mask` (num_images or 1, H, W), 1 = redraw, keeps every token exactly in which it stays below 0.5 (see
-        `make_edit`). denoise 1 without a mask draws afresh, 0 returns the bits.
-
-        `regions` are prompts for parts of the picture, each with a mask (1, H, W): tokens follow the last one that
-        covers them, others `prompt`.
-
-        `last_steps` and `last_guidance` are for the last patch, reached linearly from `steps` and `guidance`; outside
-        of `guidance_interval`, times in [0, 1], only the conditional half of the head runs; `noise_scale` multiplies
-        the noise of euler_maruyama's steps (0: the deterministic flow); `time_shift` replaces the model's own; the
-        guidance `schedule` "linear" starts from 1, as that of ImageNet models.
-        """
-        defaults = self.config.defaults
-        steps = defaults.steps if steps is None else steps
-        guidance = defaults.guidance if guidance is None else guidance
+        **options: Any,
+    ) -> Request:
+        """Check the arguments of `generate` and turn them into a request. Reads no weight."""
         if not isinstance(prompt, str) or not isinstance(negative_prompt, str | None):
             raise BitDanceError("prompt and negative_prompt must be text")
-        if init_bits is not None:
-            init_bits = torch.as_tensor(init_bits)
-            if init_bits.ndim != 4:
-                raise BitDanceError(f"init_bits must be (n, C, h, w), found {list(init_bits.shape)}")
-            height, width = self._size_of(init_bits, height, width)
-        height = defaults.default_size[0] if height is None else height
-        width = defaults.default_size[1] if width is None else width
-        if num_images is None:
-            num_images = 1 if init_bits is None else len(init_bits)
-        num_images = whole_number("num_images", num_images, least=1)
-        seed = whole_number("seed", seed, least=0, most=2**64 - 1)
-        grid = make_grid(self.config, self.prompts, height, width, allow_untrained_size)
-        sampling = Sampling(
-            sampler=sampler,
-            steps=steps,
-            guidance=guidance,
-            time_shift=self.config.head.time_shift if time_shift is None else time_shift,
-            last_steps=last_steps,
-            last_guidance=last_guidance,
-            guided=guidance_interval,
-            noise_scale=noise_scale,
-            schedule=schedule,
-        )
-        edit = make_edit(init_bits, denoise, mask, grid, num_images, self.config.head.bits)
-
-        opening = self.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
         prompts = [prompt, *(text for text, _ in regions)]
         if not all(isinstance(text, str) for text in prompts):
             raise BitDanceError("regions must be pairs of a prompt and a mask (1, H, W)")
+        if init_bits is not None:
+            init_bits = torch.as_tensor(init_bits)
+            height, width = self._size_of(init_bits, height, width)
+        default = self.default_size
+        height, width = default[0] if height is None else height, default[1] if width is None else width
+        if num_images is None:
+            num_images = 1 if init_bits is None else len(init_bits)
+        num_images = whole_number("num_images", num_images, least=1)
+        grid = make_grid(self.config, self.prompts, height, width, allow_untrained_size)
+        sampling = Sampling.for_model(self.config, sampler, steps, guidance, **options)
+        edit = make_edit(init_bits, denoise, mask, grid, num_images, self.config.head.bits)
+
+        opening = self.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
         branches = [self.prompts.conditional(text) + opening for text in prompts]
         covers = [token_mask(where, grid, 1)[0] >= THRESHOLD for _, where in regions]
         if sampling.branches > 1:
             negative = self.prompts.conditional(negative_prompt) if negative_prompt else self.prompts.unconditional()
             branches.append(negative + opening)
-        regions = region_map(covers, grid) if covers else None
-        return draw(
-            self.model, self.tokenizer, branches, grid, sampling, num_images, seed, callback, cancel, edit, regions,
-            self.cuda_graphs,
-        )  # fmt: skip
+        return Request(branches, grid, sampling, num_images, edit, region_map(covers, grid) if covers else None)
 
     def _size_of(self, bits: Tensor, height: int | None, width: int | None) -> Size:
-        """In pixels; a height or width that was asked for must be that of the bits."""
+        """Return the size of bits in pixels. Raises BitDanceError where another height or width is set."""
+        if bits.ndim != 4:
+            raise BitDanceError(f"init_bits must be (n, C, h, w), found {list(bits.shape)}")
         step = self.config.autoencoder.downscale
         size = bits.shape[2] * step, bits.shape[3] * step
         if height not in (None, size[0]) or width not in (None, size[1]):
@@ -203,61 +235,79 @@ class BitDancePipeline:
         return size
 
 
-def draw(
-    model: BitDance | ImageNetModel,
-    tokenizer: BinaryTokenizer,
-    branches: Sequence[Sequence[int]],
-    grid: Grid,
-    sampling: Sampling,
-    num_images: int,
-    seed: int,
-    callback: Callback | None,
-    cancel: Cancel | None,
-    edit: Edit | None,
-    regions: Tensor | None = None,
-    cuda_graphs: bool = False,
-) -> GenerateOutput:
-    """`generate` where the tokenizer lies and in its dtype, and its bits as pictures."""
-    # on the CPU, so that a seed means the same picture on every device
-    generator = torch.Generator("cpu").manual_seed(seed)
-    where = tokenizer.device, tokenizer.dtype
-    graphs = Graphs() if cuda_graphs else None
-    bits = generate(
-        model, branches, grid, sampling, num_images, generator, *where, callback, cancel, edit, regions, graphs
-    )
-    images = []
-    for row in bits.split(1):  # one picture at a time: decoding takes more memory than all else
-        check_cancelled(cancel)
-        images += to_images(tokenizer.decode(row, generator))
-    return GenerateOutput(images, (bits > 0).cpu())
+class ImageNetPipeline(Pipeline):
+    """A class-conditional model ready to draw. Make one with `from_pretrained`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Source,
+        tokenizer: str | Path | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        attend: AttentionFn = attention,
+        cuda_graphs: bool = False,
+        compile_head: bool = False,
+    ) -> ImageNetPipeline:
+        """Load a model from its file (.pt or .safetensors) and its binary tokenizer, by default the one in the file or
+        beside it.
+
+        All else is as for `BitDancePipeline`. Raises BitDanceError, which names the file and the fault.
+        """
+        device, dtype = devices.choose(device, dtype)
+        devices.check_graphs(device, cuda_graphs)
+        checkpoint = read_imagenet(locate(path, files=None), None if tokenizer is None else Path(tokenizer))
+        model = ImageNetModel(checkpoint.config, attend=attend, device="meta").eval()
+        autoencoder = BinaryAutoencoder(checkpoint.autoencoder_config, device="meta").eval()
+        load_weights([(model, checkpoint.backbone), (autoencoder, checkpoint.autoencoder)], device, dtype)
+        tokenizer = BinaryTokenizer(autoencoder, device, dtype)
+        return cls(model, tokenizer, cuda_graphs, _velocity(model, device, compile_head))
+
+    @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
+    def generate(
+        self,
+        labels: Sequence[int | str] = (207,),
+        steps: int | None = None,
+        guidance: float | None = None,
+        schedule: str | None = None,
+        seed: int = 0,
+        *,
+        callback: Callback | None = None,
+        cancel: Cancel | None = None,
+        **settings: Any,
+    ) -> GenerateOutput:
+        """Draw one image of each class in `labels`: its number or, for a model of ImageNet's 1000, its name.
+
+        Steps, guidance and its schedule default to the model's own; "linear" lets guidance rise from 1 with the
+        patches, "constant" is the same for all. `settings` are sampler, init_bits, denoise, mask and the options of
+        `Sampling`; all else is as in `BitDancePipeline.generate`. Raises BitDanceError for invalid settings before any
+        work.
+        """
+        seed = whole_number("seed", seed, least=0, most=MAX_SEED)
+        request = self.request(labels, steps, guidance, schedule=schedule, **settings)
+        return self._draw(request, seed, callback, cancel)
+
+    def request(
+        self,
+        labels: Sequence[int | str] = (207,),
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str = DEFAULT_SAMPLER,
+        init_bits: Tensor | None = None,
+        denoise: float = 1.0,
+        mask: Tensor | None = None,
+        **options: Any,
+    ) -> Request:
+        """Check the arguments of `generate` and turn them into a request. Reads no weight."""
+        classes = class_numbers(labels, self.config)
+        sampling = Sampling.for_model(self.config, sampler, steps, guidance, **options)
+        grid = self.model.grid
+        if init_bits is not None:
+            init_bits = torch.as_tensor(init_bits)
+        edit = make_edit(init_bits, denoise, mask, grid, len(classes), self.config.bits)
+        branches = [classes] + [[self.config.null_class] * len(classes)] * (sampling.branches - 1)
+        return Request(branches, grid, sampling, len(classes), edit)
 
 
-def make_grid(
-    config: BitDanceConfig, prompts: PromptTokenizer, height: int, width: int, allow_untrained_size: bool = False
-) -> Grid:
-    """The token grid of a picture of height x width pixels, or BitDanceError with the sizes that would do."""
-    height, width = whole_number("height", height, 1, MAX_SIDE), whole_number("width", width, 1, MAX_SIDE)
-    trained = config.defaults.trained_sizes
-    if trained is not None and (height, width) not in trained and not allow_untrained_size:
-        near = sorted(trained, key=lambda s: abs(math.log(s[0] / height)) + abs(math.log(s[1] / width)))
-        raise BitDanceError(
-            f"{height}x{width} (height x width) is not a size that {config.family} was trained on; "
-            f"nearest: {', '.join(f'{h}x{w}' for h, w in near[:3])}"
-        )
-    downscale, patch_size = config.autoencoder.downscale, config.patch_size
-    step = downscale * patch_size
-    if height % step or width % step:
-        fitting = [max(1, round(side / step)) * step for side in (height, width)]
-        raise BitDanceError(
-            f"{height}x{width} (height x width) does not fit {config.family}: both sides must be multiples of {step} "
-            f"pixels ({patch_size}x{patch_size} tokens of {downscale} pixels); nearest: {fitting[0]}x{fitting[1]}"
-        )
-    grid = Grid(height // downscale, width // downscale, patch_size)
-    for side in (grid.height, grid.width):
-        if not prompts.has_side(side):
-            longest = max(k for k in range(1, 1025) if prompts.has_side(k)) * downscale
-            raise BitDanceError(
-                f"{height}x{width} (height x width) is too large for {config.family}: "
-                f"no side may exceed {longest} pixels"
-            )
-    return grid
+def _velocity(model: BitDance | ImageNetModel, device: torch.device, compile_head: bool) -> HeadVelocity | None:
+    return compiled_velocity(model.head, frozen=device.type == "cpu") if compile_head else None

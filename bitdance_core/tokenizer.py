@@ -1,4 +1,4 @@
-"""The binary tokenizer for users: pixels to bits and back, checked at the door."""
+"""The binary tokenizer for users: encode pixels to bits, decode bits to pixels, and check both inputs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from PIL import Image
 from torch import Tensor
 
 from . import devices
-from .autoencoder import BinaryAutoencoder
-from .checkpoint import locate, read_autoencoder
+from .checkpoints.checkpoint import locate, read_autoencoder
+from .checkpoints.layouts import TOKENIZER_FILES
+from .checkpoints.load import load_weights
 from .errors import BitDanceError
-from .layout import TOKENIZER_FILES
-from .weights import load_weights
+from .model.tokenizer_network import BinaryAutoencoder
 
 
 class BinaryTokenizer:
-    """One token of `channels` bits for each `downscale` x `downscale` pixels. Make one with `from_pretrained`."""
+    """Encode `downscale` x `downscale` pixels to one token of `channels` bits, and back; see `from_pretrained`."""
 
     def __init__(self, autoencoder: BinaryAutoencoder, device: torch.device, dtype: torch.dtype) -> None:
         self.autoencoder = autoencoder
@@ -32,9 +32,10 @@ class BinaryTokenizer:
         dtype: torch.dtype | None = None,
         local_files_only: bool = False,
     ) -> BinaryTokenizer:
-        """Load from a file (.safetensors or .pt; its config beside it, or read off its shapes), a model, a hub id or
-        a built-in name. Device and dtype as for `BitDancePipeline`. Raises BitDanceError, which names the file and
-        what is wrong.
+        """Load from a file (.safetensors or .pt), a model folder, a hub id or a built-in name.
+
+        The configuration is the one beside a file, or derived from the shapes of its tensors. Device and dtype as for
+        `BitDancePipeline`. Raises BitDanceError, which names the file and what is wrong.
         """
         device, dtype = devices.choose(device, dtype)
         config, component = read_autoencoder(locate(source, TOKENIZER_FILES, local_files_only))
@@ -52,7 +53,10 @@ class BinaryTokenizer:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], sides multiples of `downscale` -> bits in {-1, +1} (B, C, h, w)."""
+        """Encode pixels (B, 3, H, W) in [-1, 1], sides multiples of `downscale`, to bits (B, C, h, w) in {-1, +1}.
+
+        Raises BitDanceError for other shapes.
+        """
         step = self.downscale
         if pixels.ndim != 4 or pixels.shape[1] != 3 or any(n % step or not n for n in pixels.shape[2:]):
             raise BitDanceError(
@@ -62,9 +66,10 @@ class BinaryTokenizer:
 
     @torch.no_grad()
     def decode(self, bits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Bits (B, C, h, w), +-1 or bool -> pixels (B, 3, H, W), about [-1, 1].
+        """Decode bits (B, C, h, w), +-1 or bool, to pixels (B, 3, H, W), about in [-1, 1].
 
-        A GAN decoder draws its noise from `generator` (None: torch's global one).
+        A GAN decoder draws its noise from `generator` (None: torch's global one). Raises BitDanceError for other
+        shapes or dtypes.
         """
         is_grid = bits.ndim == 4 and bits.shape[1] == self.channels and all(bits.shape)
         if not is_grid or not (bits.dtype == torch.bool or bits.is_floating_point()):
@@ -77,13 +82,13 @@ class BinaryTokenizer:
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1] -> PIL images; rounded as the published pipeline rounds."""
+    """Convert pixels (B, 3, H, W) in [-1, 1] to PIL images, rounded as in the published pipeline."""
     pixels = (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """A PIL image -> (1, 3, H, W) in [-1, 1]."""
+    """Convert a PIL image to pixels (1, 3, H, W) in [-1, 1]."""
     rgb = image.convert("RGB")
     data = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(1, rgb.height, rgb.width, 3)
     return data.permute(0, 3, 1, 2).float() / 127.5 - 1

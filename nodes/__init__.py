@@ -1,10 +1,9 @@
-"""The nodes, registered once: ids and types as in DESIGN.md."""
+"""Register the nodes with ComfyUI: `NODES` lists each once."""
 
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapter import folders
 from .bits import (
     BitDanceBitsToLatent,
     BitDanceEmptyBits,
@@ -13,6 +12,7 @@ from .bits import (
     BitDanceTokenizerEncode,
 )
 from .classes import BitDanceClassCondition
+from .comfy import folders
 from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
 from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer

@@ -1,12 +1,18 @@
-"""Nodes that make bits, or make something of them: Empty Bits, the tokenizer's two, and Latent there and back."""
+"""Empty Bits, Binary Tokenizer Encode and Decode, Bits to Latent, Latent to Bits."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
-from ..bitdance_core.bit_grid import BitGrid
-from .adapter import latents
+from ..bitdance_core.bits.grid import BitGrid
+from ..bitdance_core.errors import BitDanceError
+from .comfy.outputs import to_latent_type, to_output
+from .comfy.vae import check_vae
 from .sockets import ALIASES, CATEGORY, Bits
+
+STOCK_STEP = 8  # pixels of a token's side in an empty latent without `downscale_ratio_spacial`
 
 
 class BitDanceEmptyBits(io.ComfyNode):
@@ -16,7 +22,7 @@ class BitDanceEmptyBits(io.ComfyNode):
             node_id="BitDanceEmptyBits",
             display_name="Empty Bits",
             category=CATEGORY,
-            description="An empty canvas to draw on.",
+            description="Makes an empty canvas: the size of the pictures and how many to draw.",
             search_aliases=[*ALIASES, "empty latent", "canvas", "size"],
             inputs=[
                 io.Int.Input(
@@ -25,8 +31,9 @@ class BitDanceEmptyBits(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=32,
-                    tooltip=f"The picture's {name} in pixels; both 0: the model's own size. The built-in model draws "
-                    "64x64 and 128x64 (width x height), the 14B models 1024x1024 and other shapes of that area.",
+                    tooltip=f"The picture's {name} in pixels. Set both to 0 for the model's own size. The built-in "
+                    "model draws 64x64 and 128x64 (width x height), the 14B models 1024x1024 and other shapes of that "
+                    "area.",
                 )
                 for name in ("width", "height")
             ]
@@ -38,7 +45,12 @@ class BitDanceEmptyBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, width, height, batch_size) -> io.NodeOutput:
-        return io.NodeOutput(latents.empty(width, height, batch_size))
+        if bool(width) != bool(height):
+            raise BitDanceError(
+                f"width is {width} and height {height}; set both, or set both to 0 for the model's own size"
+            )
+        # the sampler checks that the model's patches fit
+        return io.NodeOutput(BitGrid(batch_size, height, width))
 
 
 class BitDanceTokenizerEncode(io.ComfyNode):
@@ -48,18 +60,19 @@ class BitDanceTokenizerEncode(io.ComfyNode):
             node_id="BitDanceTokenizerEncode",
             display_name="Binary Tokenizer Encode",
             category=CATEGORY,
-            description="Turns images into bits. Sides are cropped, around the middle, to whole tokens.",
+            description="Turns images into bits. Sides are cropped to whole tokens, equally at both ends.",
             search_aliases=[*ALIASES, "vae encode", "image to bits"],
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load BitDance Model or Load Binary Tokenizer."),
                 io.Image.Input("image", tooltip="One image or more."),
             ],
-            outputs=[Bits.Output("bits", tooltip="The images, as bits.")],
+            outputs=[Bits.Output("bits", tooltip="The images as bits.")],
         )
 
     @classmethod
     def execute(cls, vae, image) -> io.NodeOutput:
-        return io.NodeOutput(latents.encode(vae, image))
+        bits = check_vae(vae).encode(image[..., :3])
+        return io.NodeOutput(BitGrid.from_bits(bits, vae.downscale_ratio))
 
 
 class BitDanceTokenizerDecode(io.ComfyNode):
@@ -80,7 +93,10 @@ class BitDanceTokenizerDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, bits: BitGrid) -> io.NodeOutput:
-        return io.NodeOutput(latents.decode(vae, bits))
+        config = check_vae(vae).config
+        check_drawn(bits)
+        bits.check(config.downscale, config.bits, "this binary tokenizer")
+        return io.NodeOutput(vae.decode(to_output(bits.signs())))
 
 
 class BitDanceBitsToLatent(io.ComfyNode):
@@ -90,15 +106,21 @@ class BitDanceBitsToLatent(io.ComfyNode):
             node_id="BitDanceBitsToLatent",
             display_name="Bits to Latent",
             category=CATEGORY,
-            description="Bits as a LATENT of +1 and -1, for ComfyUI's own latent nodes and VAE Decode.",
+            description="Turns bits into a LATENT of +1 and -1, for ComfyUI's own latent nodes and VAE Decode.",
             search_aliases=[*ALIASES, "convert"],
             inputs=[Bits.Input("bits", tooltip="Any bits but an empty canvas.")],
-            outputs=[io.Latent.Output(tooltip="One channel a bit, one pixel a token.")],
+            outputs=[io.Latent.Output(tooltip="One channel for each bit of a token, one cell for each token.")],
         )
 
     @classmethod
     def execute(cls, bits: BitGrid) -> io.NodeOutput:
-        return io.NodeOutput(latents.to_latent(bits))
+        check_drawn(bits)
+        latent = {"samples": to_latent_type(bits.signs())}
+        if bits.mask is not None:
+            latent["noise_mask"] = bits.mask[:, None]
+        if bits.step is not None:
+            latent["downscale_ratio_spacial"] = bits.step
+        return io.NodeOutput(latent)
 
 
 class BitDanceLatentToBits(io.ComfyNode):
@@ -108,14 +130,29 @@ class BitDanceLatentToBits(io.ComfyNode):
             node_id="BitDanceLatentToBits",
             display_name="Latent to Bits",
             category=CATEGORY,
-            description="A LATENT as bits: its signs. An empty latent becomes an empty canvas of its size.",
+            description="Turns a LATENT into bits by the signs of its values. An empty latent becomes an empty canvas "
+            "of the same size.",
             search_aliases=[*ALIASES, "convert", "empty latent"],
-            inputs=[
-                io.Latent.Input("latent", tooltip="From VAE Encode, Bits to Latent or a latent node between them.")
-            ],
-            outputs=[Bits.Output("bits", tooltip="+1 where the latent is above 0.")],
+            inputs=[io.Latent.Input("latent", tooltip="From VAE Encode, Bits to Latent or another latent node.")],
+            outputs=[Bits.Output("bits", tooltip="+1 where the latent is above 0, else -1.")],
         )
 
     @classmethod
     def execute(cls, latent) -> io.NodeOutput:
-        return io.NodeOutput(latents.from_latent(latent))
+        samples, step = latent["samples"], latent.get("downscale_ratio_spacial")
+        if samples.ndim != 4:
+            raise BitDanceError(f"'latent' must be of pictures, [B, C, h, w], found {list(samples.shape)}")
+        if not samples.any():
+            step = step or STOCK_STEP
+            return io.NodeOutput(BitGrid(samples.shape[0], samples.shape[2] * step, samples.shape[3] * step))
+        bits = BitGrid.from_bits(samples, step)
+        if (mask := latent.get("noise_mask")) is not None:
+            # [B, H, W] or [B, 1, H, W], in pixels or in tokens
+            bits = replace(bits, mask=mask.reshape(-1, *mask.shape[-2:]))
+        return io.NodeOutput(bits)
+
+
+def check_drawn(bits: BitGrid, name: str = "bits") -> None:
+    """Raise BitDanceError if the input `name` is an empty canvas."""
+    if bits.packed is None:
+        raise BitDanceError(f"'{name}' is an empty canvas; draw on it with the Next-Patch Sampler first")

@@ -1,12 +1,26 @@
-"""Nodes that edit bits without a model: Pad Bits, Vary Bits, Blend Bits, Inspect Bits."""
+"""Pad Bits, Vary Bits, Blend Bits, Inspect Bits: edit and show bits without running a network."""
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+import math
+from dataclasses import replace
 
-from ..bitdance_core.bit_grid import BitGrid
-from .adapter import edits
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..bitdance_core.bits import edits
+from ..bitdance_core.bits.grid import BitGrid
+from ..bitdance_core.errors import BitDanceError
+from ..bitdance_core.model.grid import Grid
+from ..bitdance_core.sampling.editing import THRESHOLD, token_mask
+from .bits import check_drawn
+from .comfy.model import check_model
+from .comfy.outputs import to_output
 from .sockets import ALIASES, CATEGORY, Bits
+
+SHOWN = 512  # pixels of a side of the images that show bits, approximately
+BARS = 96  # pixels of height of the bars below the planes
 
 
 class BitDancePadBits(io.ComfyNode):
@@ -17,11 +31,11 @@ class BitDancePadBits(io.ComfyNode):
             node_id="BitDancePadBits",
             display_name="Pad Bits",
             category=CATEGORY,
-            description="A larger canvas around bits, with a mask of what is new: the Next-Patch Sampler fills it "
-            "(outpainting).",
+            description="Puts a larger canvas around pictures, with a mask of the new area, for the Next-Patch "
+            "Sampler to fill (outpainting).",
             search_aliases=[*ALIASES, "outpaint", "extend", "expand", "uncrop"],
             inputs=[
-                io.Model.Input("model", tooltip="Whose patches the new sides are rounded up to."),
+                io.Model.Input("model", tooltip="The model that draws: the added sides are rounded up to its patches."),
                 Bits.Input("bits", tooltip="The pictures to extend."),
                 *(
                     io.Int.Input(
@@ -37,14 +51,24 @@ class BitDancePadBits(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Bits.Output("bits", tooltip="The larger canvas; what is new repeats its border for now."),
-                io.Mask.Output("mask", tooltip="1 where the canvas is new: for the sampler's mask."),
+                Bits.Output("bits", tooltip="The larger canvas; the new area repeats the border tokens."),
+                io.Mask.Output("mask", tooltip="1 where the canvas is new. Connect it to the sampler's mask."),
             ],
         )
 
     @classmethod
     def execute(cls, model, bits: BitGrid, left, top, right, bottom) -> io.NodeOutput:
-        return io.NodeOutput(*edits.pad(model, bits, left, top, right, bottom))
+        host = check_model(model)
+        check_drawn(bits)
+        config, step = host.config, host.autoencoder.downscale
+        bits.check(step, host.autoencoder.bits, config.family)
+        patch = config.patch_size * step
+        left, top, right, bottom = (math.ceil(side / patch) * config.patch_size for side in (left, top, right, bottom))
+        padded = edits.pad(bits.bits(), left, top, right, bottom)
+        new = torch.ones(bits.batch, *padded.shape[2:])
+        new[:, top : top + bits.height, left : left + bits.width] = 0
+        mask = new.repeat_interleave(step, 1).repeat_interleave(step, 2)
+        return io.NodeOutput(BitGrid.from_bits(padded, step, bits.prompt), to_output(mask))
 
 
 class BitDanceVaryBits(io.ComfyNode):
@@ -54,7 +78,7 @@ class BitDanceVaryBits(io.ComfyNode):
             node_id="BitDanceVaryBits",
             display_name="Vary Bits",
             category=CATEGORY,
-            description="Flips a share of the bits, chosen by a seed: a start for variations.",
+            description="Flips a share of the bits, chosen by a seed, as a start for variations.",
             search_aliases=[*ALIASES, "variation", "noise", "flip"],
             inputs=[
                 Bits.Input("bits", tooltip="The pictures to vary."),
@@ -64,7 +88,7 @@ class BitDanceVaryBits(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How many of the bits to flip. 0: none; 0.5: nothing is left of the picture.",
+                    tooltip="The share of bits to flip. 0 flips none; 0.5 leaves nothing of the picture.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -72,7 +96,7 @@ class BitDanceVaryBits(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Which bits are flipped. Every picture of a batch has its own.",
+                    tooltip="Chooses which bits are flipped, differently for each picture of a batch.",
                 ),
             ],
             outputs=[Bits.Output("bits", tooltip="The varied bits.")],
@@ -80,7 +104,9 @@ class BitDanceVaryBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, bits: BitGrid, share, seed) -> io.NodeOutput:
-        return io.NodeOutput(edits.vary(bits, share, seed))
+        check_drawn(bits)
+        varied = edits.vary(bits.bits(), share, torch.Generator().manual_seed(seed))
+        return io.NodeOutput(replace(BitGrid.from_bits(varied, bits.step, bits.prompt), mask=bits.mask))
 
 
 class BitDanceBlendBits(io.ComfyNode):
@@ -90,21 +116,29 @@ class BitDanceBlendBits(io.ComfyNode):
             node_id="BitDanceBlendBits",
             display_name="Blend Bits",
             category=CATEGORY,
-            description="Puts the tokens of one picture into another where a mask says so; nothing in between.",
+            description="Takes each token from one of two pictures, by a mask; tokens are never mixed.",
             search_aliases=[*ALIASES, "composite", "mix", "combine"],
             inputs=[
-                Bits.Input("below", tooltip="What stays where the mask is 0."),
-                Bits.Input("above", tooltip="What shows where the mask is 1; of the same grid."),
+                Bits.Input("below", tooltip="The pictures that show where the mask is 0."),
+                Bits.Input(
+                    "above", tooltip="The pictures that show where the mask is 1; as many tokens and bits as below."
+                ),
                 io.Mask.Input(
-                    "mask", tooltip="Of any size; a token is taken where it reaches 0.5 at any of its pixels."
+                    "mask",
+                    tooltip="A mask of any size. A token comes from above if the mask reaches 0.5 at any of its "
+                    "pixels.",
                 ),
             ],
-            outputs=[Bits.Output("bits", tooltip="Both in one.")],
+            outputs=[Bits.Output("bits", tooltip="The blended pictures.")],
         )
 
     @classmethod
     def execute(cls, below: BitGrid, above: BitGrid, mask) -> io.NodeOutput:
-        return io.NodeOutput(edits.blend(below, above, mask))
+        _check_alike("below", below, "above", above)
+        batch = max(below.batch, above.batch)
+        tokens = token_mask(mask, Grid(below.height, below.width, 1), batch) >= THRESHOLD
+        blended = edits.blend(below.bits(), above.bits(), tokens)
+        return io.NodeOutput(BitGrid.from_bits(blended, below.step or above.step, below.prompt))
 
 
 class BitDanceInspectBits(io.ComfyNode):
@@ -114,19 +148,71 @@ class BitDanceInspectBits(io.ComfyNode):
             node_id="BitDanceInspectBits",
             display_name="Inspect Bits",
             category=CATEGORY,
-            description="Shows bits as they are: a plane for each, how often each is set, and how two grids differ.",
+            description="Shows each bit of the tokens as a plane, how often it is set, and how two pictures' bits "
+            "differ.",
             search_aliases=[*ALIASES, "debug", "hamming", "difference", "bit planes"],
             inputs=[
                 Bits.Input("bits", tooltip="Any bits but an empty canvas."),
-                Bits.Input("other", optional=True, tooltip="Bits of the same grid to compare with."),
+                Bits.Input("other", optional=True, tooltip="Bits to compare with; as many tokens and bits a token."),
             ],
             outputs=[
-                io.Image.Output("planes", tooltip="A picture of every bit's plane; white is +1."),
-                io.Image.Output("difference", tooltip="Each token's share of differing bits; black without others."),
-                io.String.Output("report", tooltip="The means, and the Hamming distance, in words."),
+                io.Image.Output(
+                    "planes", tooltip="One image for each picture, with a plane for each bit; white is +1."
+                ),
+                io.Image.Output(
+                    "difference", tooltip="The share of differing bits of each token; black if other is not connected."
+                ),
+                io.String.Output("report", tooltip="The share of +1 for each bit, and the Hamming distance, as text."),
             ],
         )
 
     @classmethod
     def execute(cls, bits: BitGrid, other: BitGrid | None = None) -> io.NodeOutput:
-        return io.NodeOutput(*edits.inspect(bits, other))
+        return io.NodeOutput(*_inspect(bits, other))
+
+
+def _inspect(bits: BitGrid, other: BitGrid | None) -> tuple[Tensor, Tensor, str]:
+    """Show planes and difference as IMAGEs [n, H, W, 3], and describe both in a report.
+
+    Raises BitDanceError for an empty canvas, and for bits of two tokenizers or two sizes.
+    """
+    check_drawn(bits)
+    own = bits.bits()
+    scale = max(1, SHOWN // max(own.shape[2:]))
+    set_share = own.float().mean((0, 2, 3))
+    report = [
+        f"{bits.batch} x {bits.channels} bits x {bits.width}x{bits.height} tokens ({bits.tokenizer}), "
+        f"{own.float().mean():.1%} of them +1",
+        "share of +1 by bit: " + " ".join(f"{share:.2f}" for share in set_share.tolist()),
+    ]
+    difference = torch.zeros(bits.batch, bits.height, bits.width)
+    if other is not None:
+        _check_alike("bits", bits, "other", other)
+        difference = edits.differing(own, other.bits())
+        flipped = difference.sum((1, 2)) * bits.channels
+        total = bits.channels * bits.height * bits.width
+        report += [
+            f"picture {i}: {round(count)} of {total} bits differ ({count / total:.2%})"
+            for i, count in enumerate(flipped.tolist(), start=1)
+        ]
+    # below the planes, a bar for each bit shows its share of +1
+    small = max(1, scale // math.ceil(math.sqrt(bits.channels)))
+    heat = difference.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    sheet = edits.planes(own, small)
+    bars = edits.bars(set_share, sheet.shape[2], BARS).expand(bits.batch, -1, -1)
+    return _image(torch.cat((sheet, bars), dim=1)), _image(heat), "\n".join(report)
+
+
+def _check_alike(name: str, bits: BitGrid, other_name: str, other: BitGrid) -> None:
+    """Raise BitDanceError unless two inputs hold bits of one tokenizer."""
+    check_drawn(bits, name)
+    check_drawn(other, other_name)
+    if bits.channels != other.channels or len({bits.step, other.step} - {None}) > 1:
+        raise BitDanceError(
+            f"'{name}' has bits of a {bits.tokenizer} tokenizer, '{other_name}' of a {other.tokenizer} one; connect "
+            "bits of one tokenizer"
+        )
+
+
+def _image(grey: Tensor) -> Tensor:
+    return to_output(grey[..., None].expand(-1, -1, -1, 3))

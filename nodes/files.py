@@ -1,12 +1,22 @@
-"""Save Bits, Load Bits."""
+"""Save Bits, Load Bits: bits in files of ComfyUI's output and input folders."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 from comfy_api.latest import io
 
-from ..bitdance_core.bit_grid import BitGrid, load_bits
-from .adapter import bit_files
+from ..bitdance_core.bits.grid import BitGrid, load_bits, save_bits
+from ..bitdance_core.errors import MissingFileError
+from .comfy.folders import saved_files, saved_path
+from .comfy.outputs import keeps_metadata, number_file
 from .sockets import ALIASES, CATEGORY, Bits
+
+EXAMPLES = Path(__file__).parent / "examples"
+EXAMPLE, OUTPUT = "example/", " [output]"
+SUFFIX = ".safetensors"
 
 
 class BitDanceSaveBits(io.ComfyNode):
@@ -16,15 +26,15 @@ class BitDanceSaveBits(io.ComfyNode):
             node_id="BitDanceSaveBits",
             display_name="Save Bits",
             category=CATEGORY,
-            description="Writes bits to a file in the output folder: 16 KB for a picture of 1024x1024. The file says "
-            "which tokenizer reads it, and carries this workflow.",
+            description="Writes bits to a file in the output folder: 16 KB for a picture of 1024x1024. The file names "
+            "its tokenizer and contains this workflow.",
             search_aliases=[*ALIASES, "export", "save latent"],
             inputs=[
                 Bits.Input("bits", tooltip="Any bits but an empty canvas."),
                 io.String.Input(
                     "filename_prefix",
                     default="bits/BitDance",
-                    tooltip="The file's folder and name in the output folder; a number is added.",
+                    tooltip="Folder and name of the file in the output folder; a number is added.",
                 ),
             ],
             outputs=[Bits.Output("bits", tooltip="The same bits.")],
@@ -34,8 +44,12 @@ class BitDanceSaveBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, bits: BitGrid, filename_prefix) -> io.NodeOutput:
-        saved = bit_files.save(bits, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        return io.NodeOutput(bits, ui={"bits": [saved]})
+        path, entry = number_file(filename_prefix, SUFFIX)
+        saved, metadata = bits, {"graph": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        if not keeps_metadata():
+            saved, metadata = replace(bits, prompt=""), {}
+        save_bits(saved, path, {key: json.dumps(value) for key, value in metadata.items()})
+        return io.NodeOutput(bits, ui={"bits": [entry]})
 
 
 class BitDanceLoadBits(io.ComfyNode):
@@ -50,7 +64,7 @@ class BitDanceLoadBits(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "bits_file",
-                    options=bit_files.names(),
+                    options=_names(),
                     tooltip="A .safetensors file of bits: an example, one in the input folder, or one in the output "
                     "folder, where Save Bits writes.",
                 )
@@ -60,14 +74,56 @@ class BitDanceLoadBits(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, bits_file):
-        # None: it comes from another node. Files that were saved since the page was loaded are in no list there
-        known = bits_file is None or bit_files.exists(bits_file)
-        return True if known else f"there is no file of bits '{bits_file}'"
+        # None: linked from another node. Files that were saved after the page was loaded are not in its list
+        known = bits_file is None or _exists(bits_file)
+        return True if known else _missing(bits_file)
 
     @classmethod
     def fingerprint_inputs(cls, bits_file):
-        return bit_files.fingerprint(bits_file) if bits_file else None
+        return _fingerprint(bits_file) if bits_file else None
 
     @classmethod
     def execute(cls, bits_file) -> io.NodeOutput:
-        return io.NodeOutput(load_bits(bit_files.path(bits_file)))
+        return io.NodeOutput(load_bits(_path(bits_file)))
+
+
+def _names() -> list[str]:
+    """List examples, then files in the input folder, then in the output folder; files are not opened."""
+    inputs, outputs = saved_files(SUFFIX)
+    return [
+        *(EXAMPLE + file.name for file in sorted(EXAMPLES.glob(f"*{SUFFIX}"))),
+        *inputs,
+        *(name + OUTPUT for name in outputs),
+    ]
+
+
+def _exists(name: str) -> bool:
+    """Return whether `name` is a file in one of the folders that `_names` lists."""
+    try:
+        return str(name).endswith((SUFFIX, SUFFIX + OUTPUT)) and _locate(str(name)).is_file()
+    except ValueError:  # a path outside of the folders
+        return False
+
+
+def _path(name: str) -> Path:
+    """Locate a file that `_names` listed. Raises MissingFileError if it is gone."""
+    if not _exists(name):
+        raise MissingFileError(_missing(name))
+    return _locate(name)
+
+
+def _missing(name: str) -> str:
+    """Write the sentence for a name that is not a file."""
+    return f"there is no file of bits '{name}' in the input or output folder; press R to refresh bits_file"
+
+
+def _fingerprint(name: str) -> tuple[int, int]:
+    """Return size and time of change, which ComfyUI compares before it takes a cached result."""
+    stat = _path(name).stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _locate(name: str) -> Path:
+    if name.startswith(EXAMPLE) and (example := EXAMPLES / Path(name).name).is_file():
+        return example
+    return saved_path(name)

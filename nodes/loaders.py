@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
-from ..bitdance_core import hub
-from .adapter import folders, lora
-from .adapter.loading import WEIGHT_DTYPES, load, load_tokenizer
+from ..bitdance_core.checkpoints import hub
+from ..bitdance_core.checkpoints.checkpoint import ImageNetCheckpoint, read_autoencoder, read_checkpoint, read_imagenet
+from ..bitdance_core.checkpoints.layouts import find_layout
+from ..bitdance_core.checkpoints.tensor_names import CLASS_MODEL
+from .comfy import catalog, lora
+from .comfy.catalog import Source
+from .comfy.clip import make_clip, prompts_of_comfyui
+from .comfy.folders import file_names
+from .comfy.model import load_model
+from .comfy.previews import BitsFormat, fit_rgb_factors
+from .comfy.vae import BinaryVAE
+from .comfy.weights import WEIGHT_DTYPES
 from .sockets import ALIASES, CATEGORY
 
 WEIGHT_DTYPE = io.Combo.Input(
@@ -14,16 +25,14 @@ WEIGHT_DTYPE = io.Combo.Input(
     options=list(WEIGHT_DTYPES),
     default="default",
     advanced=True,
-    tooltip="How weights are kept in memory. Default: quantized ones as they are, others as bfloat16 where the device "
-    "computes in it, else float32. fp8_e4m3fn and int8 halve a bfloat16 model while it is loaded, nvfp4 quarters it; "
-    "fast on: fp8_e4m3fn RTX 40 and newer, int8 RTX 20 and newer, mxfp8 and nvfp4 RTX 50.",
+    tooltip="default keeps quantized weights and loads others as bfloat16 (float32 if the device lacks it). "
+    "fp8_e4m3fn, mxfp8 and int8 use half, nvfp4 a quarter of bfloat16's memory. Fast on: fp8_e4m3fn RTX 40 and newer, "
+    "int8 RTX 20 and newer, mxfp8 and nvfp4 RTX 50.",
 )
 MODEL_OUTPUTS = [
-    io.Model.Output(tooltip="Draws bits: connect it to the Next-Patch Sampler."),
-    io.Clip.Output(
-        tooltip="Turns prompts into token ids; takes no memory. An ImageNet model needs ImageNet Class instead."
-    ),
-    io.Vae.Output(tooltip="The binary tokenizer: pixels to bits and back."),
+    io.Model.Output(tooltip="The networks that draw bits. Connect them to the Next-Patch Sampler."),
+    io.Clip.Output(tooltip="Turns prompts into token ids; has no weights. ImageNet models use ImageNet Class instead."),
+    io.Vae.Output(tooltip="The binary tokenizer, which turns pixels into bits and back."),
 ]
 
 
@@ -34,15 +43,16 @@ class BitDanceLoadModel(io.ComfyNode):
             node_id="BitDanceLoadModel",
             display_name="Load BitDance Model",
             category=CATEGORY,
-            description="Loads a whole BitDance model: what draws, its text encoder and its binary tokenizer.",
+            description="Loads a whole BitDance model: the networks that draw, the prompt tokenizer and the binary "
+            "tokenizer.",
             search_aliases=[*ALIASES, "checkpoint", "loader", "qwen3"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=folders.model_names(),
+                    options=catalog.model_names(),
                     tooltip="The small built-in model, a model in ComfyUI's folders (bitdance, diffusion_models, "
-                    'checkpoints), or a published one marked "(download)", which is fetched into models/bitdance when '
-                    "you run it: about 35 GB for a 14B model, 18 GB in fp8, 4 to 10 GB for an ImageNet model.",
+                    'checkpoints), or a published one marked "(download)", which is downloaded into models/bitdance '
+                    "when the graph runs: about 35 GB for a 14B model, 18 GB in fp8, 4 to 10 GB for an ImageNet model.",
                 ),
                 WEIGHT_DTYPE,
             ],
@@ -51,17 +61,17 @@ class BitDanceLoadModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name):
-        return folders.check_name(model_name, folders.model_names(), hub.PUBLISHED_MODELS, "BitDance model")
+        return catalog.check_name(model_name, catalog.model_names(), hub.PUBLISHED_MODELS, "BitDance model")
 
     @classmethod
     def fingerprint_inputs(cls, model_name, weight_dtype):
-        if not model_name or model_name.endswith(folders.DOWNLOAD):
+        if not model_name or model_name.endswith(catalog.DOWNLOAD):
             return None
-        return folders.fingerprint(folders.model_source(model_name))
+        return catalog.fingerprint(catalog.model_source(model_name))
 
     @classmethod
     def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(*load(folders.model_source(model_name), weight_dtype))
+        return io.NodeOutput(*load(catalog.model_source(model_name), weight_dtype))
 
 
 class BitDanceLoadFiles(io.ComfyNode):
@@ -71,24 +81,24 @@ class BitDanceLoadFiles(io.ComfyNode):
             node_id="BitDanceLoadFiles",
             display_name="Load BitDance Files",
             category=CATEGORY,
-            description="Loads a BitDance model whose parts are single files in ComfyUI's folders, each picked by "
-            "hand. Load BitDance Model finds files that belong together by itself.",
+            description="Loads a BitDance model from separate files in ComfyUI's folders, each chosen here. Load "
+            "BitDance Model finds files that belong together by itself.",
             search_aliases=[*ALIASES, "checkpoint", "loader", "fp8", "single files", "diffusion model"],
             inputs=[
                 io.Combo.Input(
                     "diffusion_model",
-                    options=folders.file_names("diffusion_models"),
+                    options=file_names("diffusion_models"),
                     tooltip="The diffusion head and projector, or an ImageNet model, under models/diffusion_models.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
-                    options=[folders.NONE, *folders.file_names("text_encoders")],
-                    tooltip="The language model (a Qwen3 with BitDance's own tokens) under models/text_encoders; none "
-                    "for an ImageNet model.",
+                    options=[catalog.NONE, *file_names("text_encoders")],
+                    tooltip="The language model (a Qwen3 with BitDance's own tokens) under models/text_encoders. "
+                    "Choose none for an ImageNet model.",
                 ),
                 io.Combo.Input(
                     "tokenizer",
-                    options=folders.file_names("vae"),
+                    options=file_names("vae"),
                     tooltip="The binary tokenizer under models/vae.",
                 ),
                 WEIGHT_DTYPE,
@@ -98,13 +108,13 @@ class BitDanceLoadFiles(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, diffusion_model, text_encoder, tokenizer, weight_dtype):
-        if not (diffusion_model and text_encoder and tokenizer):  # they come from other nodes
+        if not (diffusion_model and text_encoder and tokenizer):  # linked from other nodes
             return None
-        return folders.fingerprint(*folders.picked(diffusion_model, text_encoder, tokenizer))
+        return catalog.fingerprint(*catalog.picked(diffusion_model, text_encoder, tokenizer))
 
     @classmethod
     def execute(cls, diffusion_model, text_encoder, tokenizer, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(*load(folders.picked(diffusion_model, text_encoder, tokenizer), weight_dtype))
+        return io.NodeOutput(*load(catalog.picked(diffusion_model, text_encoder, tokenizer), weight_dtype))
 
 
 class BitDanceLoadTokenizer(io.ComfyNode):
@@ -114,15 +124,15 @@ class BitDanceLoadTokenizer(io.ComfyNode):
             node_id="BitDanceLoadTokenizer",
             display_name="Load Binary Tokenizer",
             category=CATEGORY,
-            description="Loads a binary tokenizer alone: pixels to bits and back, without a model that draws.",
+            description="Loads only a binary tokenizer, which turns pixels into bits and back.",
             search_aliases=[*ALIASES, "vae", "autoencoder", "loader"],
             inputs=[
                 io.Combo.Input(
                     "tokenizer_name",
-                    options=folders.tokenizer_names(),
+                    options=catalog.tokenizer_names(),
                     tooltip="The tokenizer of a model, a tokenizer's own file (.safetensors or .pt) under "
                     'models/bitdance or models/vae, or a published one marked "(download)", about 2 GB, which is '
-                    "fetched into models/bitdance when you run it.",
+                    "downloaded into models/bitdance when the graph runs.",
                 )
             ],
             outputs=[io.Vae.Output(tooltip="Works with the Binary Tokenizer nodes and with VAE Encode and Decode.")],
@@ -130,18 +140,18 @@ class BitDanceLoadTokenizer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, tokenizer_name):
-        known = folders.tokenizer_names()
-        return folders.check_name(tokenizer_name, known, hub.PUBLISHED_TOKENIZERS, "binary tokenizer")
+        known = catalog.tokenizer_names()
+        return catalog.check_name(tokenizer_name, known, hub.PUBLISHED_TOKENIZERS, "binary tokenizer")
 
     @classmethod
     def fingerprint_inputs(cls, tokenizer_name):
-        if not tokenizer_name or tokenizer_name.endswith(folders.DOWNLOAD):
+        if not tokenizer_name or tokenizer_name.endswith(catalog.DOWNLOAD):
             return None
-        return folders.fingerprint(folders.tokenizer_path(tokenizer_name))
+        return catalog.fingerprint(catalog.tokenizer_path(tokenizer_name))
 
     @classmethod
     def execute(cls, tokenizer_name) -> io.NodeOutput:
-        return io.NodeOutput(load_tokenizer(folders.tokenizer_path(tokenizer_name)))
+        return io.NodeOutput(load_tokenizer(catalog.tokenizer_path(tokenizer_name)))
 
 
 class BitDanceLoadLora(io.ComfyNode):
@@ -151,8 +161,8 @@ class BitDanceLoadLora(io.ComfyNode):
             node_id="BitDanceLoadLora",
             display_name="Load BitDance LoRA",
             category=CATEGORY,
-            description="Applies a LoRA to the language model and the diffusion head, in any common spelling of its "
-            "keys. ComfyUI's Load LoRA (Model) does the same for files in ComfyUI's own spelling.",
+            description="Applies a LoRA to the language model, the diffusion head and the projector; reads the key "
+            "names of PEFT, kohya and ComfyUI. ComfyUI's Load LoRA (Model) reads the last two.",
             search_aliases=[*ALIASES, "lora", "peft"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model, or from another LoRA."),
@@ -163,12 +173,31 @@ class BitDanceLoadLora(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="How much of it to add. 0: none; below 0: the opposite.",
+                    tooltip="The factor of the LoRA's change. 0 changes nothing; a negative value subtracts it.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model with the LoRA; the one that came in stays as it is.")],
+            outputs=[io.Model.Output(tooltip="The model with the LoRA; the connected one stays unchanged.")],
         )
 
     @classmethod
     def execute(cls, model, lora_name, strength) -> io.NodeOutput:
         return io.NodeOutput(lora.apply(model, lora_name, strength))
+
+
+def load(source: Source, weight_dtype: str):
+    """Load MODEL, CLIP and VAE of either kind of model. Raises BitDanceError before any weight is read."""
+    if CLASS_MODEL in find_layout(source).parts:
+        checkpoint = read_imagenet(source, find_tokenizer=catalog.imagenet_tokenizer)
+    else:
+        checkpoint = read_checkpoint(source, prompts_of_comfyui)
+    is_imagenet = isinstance(checkpoint, ImageNetCheckpoint)
+    config = checkpoint.autoencoder_config if is_imagenet else checkpoint.config.autoencoder
+    vae = BinaryVAE(config, checkpoint.autoencoder)
+    latent_format = BitsFormat(config, fit_rgb_factors(vae))
+    clip = make_clip(None if is_imagenet else checkpoint.prompts)
+    return load_model(checkpoint, weight_dtype, latent_format), clip, vae
+
+
+def load_tokenizer(path: Path) -> BinaryVAE:
+    """Load a VAE from a model or a tokenizer's file. Raises BitDanceError before any weight is read."""
+    return BinaryVAE(*read_autoencoder(path))

@@ -1,11 +1,12 @@
-"""Next-Patch Sampler, Sampling Options."""
+"""Next-Patch Sampler, Sampling Options: draw pictures, or redraw in them."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bitdance_core.flow import GUIDANCE_SCHEDULES, SAMPLERS
-from .adapter.sampling import Options, draw
+from ..bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
+from ..bitdance_core.sampling.settings import GUIDANCE_SCHEDULES
+from .comfy.run import Options, draw
 from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
 
 
@@ -16,33 +17,34 @@ class BitDanceNextPatchSampler(io.ComfyNode):
             node_id="BitDanceNextPatchSampler",
             display_name="Next-Patch Sampler",
             category=CATEGORY,
-            description="Draws pictures patch by patch: the language model reads what is there, the diffusion head "
-            "draws the next patch of tokens at once.",
+            description="Draws pictures patch by patch: the language model reads the prompt and the patches so far, "
+            "then the diffusion head draws all tokens of the next patch at once.",
             search_aliases=[*ALIASES, "ksampler", "sample", "generate"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model."),
-                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Conditioning.Input("positive", tooltip="The prompt, or the classes of an ImageNet model."),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What to steer away from. Not connected: the model's own unconditional template.",
+                    tooltip="The prompt or class to steer away from. If not connected: the model's unconditional "
+                    "template.",
                 ),
-                Bits.Input("bits", tooltip="The canvas: Empty Bits, or bits to redraw in (with denoise or mask)."),
+                Bits.Input("bits", tooltip="The canvas: Empty Bits, or pictures to redraw in with denoise or mask."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The same seed draws the same noise on every device.",
+                    tooltip="The seed of the noise. The same seed gives the same noise on every device.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Steps of the head for each patch. 0: the model's own (25 built in, 50 for 14B, 100 for "
-                    "ImageNet models).",
+                    tooltip="Steps of the diffusion head for each patch. 0: the model's own (25 built in, 50 for 14B, "
+                    "100 for ImageNet models).",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -52,14 +54,15 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="How strongly to follow the prompt. 0: the model's own (3 built in, 7.5 for 14B, 3.2 to "
-                    "6.1 for ImageNet models). 1: no guidance, at half the work; the negative prompt is then not read.",
+                    "6.1 for ImageNet models). 1: no guidance, half the computation; the negative prompt is then not "
+                    "read.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=list(SAMPLERS),
-                    default=SAMPLERS[0],
-                    tooltip="euler_maruyama is the published, stochastic one; euler follows the flow without noise; "
-                    "heun does so more exactly, at twice the work.",
+                    default=DEFAULT_SAMPLER,
+                    tooltip="euler_maruyama is the published, stochastic sampler. euler follows the flow without "
+                    "added noise; heun follows it more exactly, at twice the computation.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -67,13 +70,13 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of given bits to redraw: 1 draws afresh, 0 leaves them as they are.",
+                    tooltip="How strongly to redraw the bits: 1 draws new pictures, 0 returns the bits unchanged.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="What to redraw, in a size of any kind: a token is redrawn where the mask reaches 0.5 at "
-                    "any of its pixels; all others stay exactly as they are.",
+                    tooltip="Where to redraw; a mask of any size. A token is redrawn if the mask reaches 0.5 at any "
+                    "of its pixels; all other tokens stay unchanged.",
                 ),
                 SamplingOptions.Input("options", optional=True, tooltip="From Sampling Options."),
                 io.Boolean.Input(
@@ -81,10 +84,10 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Try a size that the model was not trained for, as long as its patches fit in.",
+                    tooltip="Allow sizes that the model was not trained for; both sides must still be whole patches.",
                 ),
             ],
-            outputs=[Bits.Output("bits", tooltip="The pictures, as bits: decode them, save them, draw on them.")],
+            outputs=[Bits.Output("bits", tooltip="The pictures as bits, to decode, save or redraw.")],
         )
 
     @classmethod
@@ -128,8 +131,7 @@ class BitDanceSamplingOptions(io.ComfyNode):
             node_id="BitDanceSamplingOptions",
             display_name="Sampling Options",
             category=CATEGORY,
-            description="What the Next-Patch Sampler can vary beyond its own inputs. Every setting starts where it "
-            "changes nothing.",
+            description="Further settings of the Next-Patch Sampler. The defaults change nothing.",
             search_aliases=[*ALIASES, "guidance", "cfg schedule", "advanced", "time shift"],
             inputs=[
                 io.Int.Input(
@@ -137,7 +139,8 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Steps for the last patch, reached linearly from the sampler's. 0: the same for all.",
+                    tooltip="Steps for the last patch, reached linearly from the sampler's steps. 0: the same for all "
+                    "patches.",
                 ),
                 io.Float.Input(
                     "last_cfg",
@@ -146,7 +149,8 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance for the last patch, reached linearly from the sampler's. 0: the same for all.",
+                    tooltip="Guidance for the last patch, reached linearly from the sampler's cfg. 0: the same for "
+                    "all patches.",
                 ),
                 io.Float.Input(
                     "guide_from",
@@ -154,8 +158,8 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The time (0 noise, 1 bits) from which a patch is guided; before it, only the prompt's "
-                    "half of the head runs, at half the work.",
+                    tooltip="The time (0 noise, 1 bits) from which a patch is guided. Before it the head runs only "
+                    "for the prompt, at half the computation.",
                 ),
                 io.Float.Input(
                     "guide_to",
@@ -163,7 +167,7 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The time until which a patch is guided; at least guide_from.",
+                    tooltip="The time (0 noise, 1 bits) until which a patch is guided; at least guide_from.",
                 ),
                 io.Float.Input(
                     "noise_scale",
@@ -171,7 +175,7 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How much noise euler_maruyama adds at each step. 1: as published, 0: none.",
+                    tooltip="The factor of the noise that euler_maruyama adds at each step. 1: as published, 0: none.",
                 ),
                 io.Float.Input(
                     "time_shift",
@@ -180,7 +184,7 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Above 1 spends more of the steps close to the noise, below 1 close to the bits. 0: the "
+                    tooltip="Above 1 places more of the steps close to the noise, below 1 close to the bits. 0: the "
                     "model's own (1 for all published models).",
                 ),
                 io.Combo.Input(
@@ -188,16 +192,17 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     options=["auto", *GUIDANCE_SCHEDULES],
                     default="auto",
                     optional=True,
-                    tooltip="How guidance runs over the patches. constant: the same for all; linear: from 1 up to cfg; "
-                    "auto: the model's own (linear for ImageNet models, constant for the others).",
+                    tooltip="How guidance changes over the patches. constant: the same for all; linear: from 1 up to "
+                    "cfg; auto: the model's own (linear for ImageNet models, constant for the others).",
                 ),
                 io.Boolean.Input(
                     "cuda_graphs",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Launch a patch's whole flow, and its reading, as CUDA graphs. Only of weights that stay "
-                    "on the GPU (--highvram or --disable-dynamic-vram); else the log says why not.",
+                    tooltip="Capture each patch as CUDA graphs (fewer kernel launches). Needs all weights on the GPU: "
+                    "start ComfyUI with --highvram or --disable-dynamic-vram. Otherwise ignored, with the reason in "
+                    "the log.",
                 ),
             ],
             outputs=[SamplingOptions.Output("options", tooltip="For the Next-Patch Sampler.")],

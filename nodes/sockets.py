@@ -1,12 +1,12 @@
-"""What runs between our nodes, and where they stand in the menu."""
+"""Socket types of our own, and the menu category and search words that all nodes share."""
 
 from comfy_api.latest import io
 
 CATEGORY = "BitDance"
 ALIASES = ["bitdance", "autoregressive", "binary tokens"]
 
-# carries a BitGrid: pictures as bits, or an empty canvas for them
+# a BitGrid: pictures as bits, or an empty canvas
 Bits = io.Custom("BITDANCE_BITS")
 
-# carries the choices of Sampling Options
+# the `Options` of Sampling Options
 SamplingOptions = io.Custom("BITDANCE_OPTIONS")

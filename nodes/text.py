@@ -1,10 +1,10 @@
-"""BitDance Text Encode."""
+"""BitDance Text Encode: turn a prompt into token ids."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .adapter.text import encode
+from .comfy.clip import check_clip
 from .sockets import ALIASES, CATEGORY
 
 
@@ -15,7 +15,7 @@ class BitDanceTextEncode(io.ComfyNode):
             node_id="BitDanceTextEncode",
             display_name="BitDance Text Encode",
             category=CATEGORY,
-            description="Turns a prompt into what the Next-Patch Sampler draws from. CLIP Text Encode does the same.",
+            description="Turns a prompt into token ids for the Next-Patch Sampler. CLIP Text Encode does the same.",
             search_aliases=[*ALIASES, "prompt", "conditioning", "clip text encode"],
             inputs=[
                 io.Clip.Input("clip", tooltip="From Load BitDance Model."),
@@ -23,8 +23,8 @@ class BitDanceTextEncode(io.ComfyNode):
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The prompt, as plain words: brackets and numbers have no special meaning. Empty text "
-                    "gives the unconditional template, which is what a negative prompt is without words.",
+                    tooltip="The prompt in plain words: brackets and numbers have no special meaning. Empty text "
+                    "gives the unconditional template, the default of the sampler's negative input.",
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="The prompt's token ids.")],
@@ -32,4 +32,5 @@ class BitDanceTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text) -> io.NodeOutput:
-        return io.NodeOutput(encode(clip, text))
+        clip = check_clip(clip)
+        return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)))

@@ -1,4 +1,4 @@
-"""A ComfyUI server with this pack and nothing else, in a folder of its own, and its HTTP API."""
+"""Run a ComfyUI server with only this pack, in a separate base folder, and call its HTTP API."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 
 from environment import COMFYUI, ROOT
 
-PACK = "bitdance"  # the pack's folder in custom_nodes: the address of its help pages
+PACK = "bitdance"  # the pack's folder in custom_nodes, which is in the URLs of its help pages
 
 
 class Server:
-    """A ComfyUI that listens on 127.0.0.1 while the `with` block runs. `log` is the file it writes."""
+    """A ComfyUI that listens on 127.0.0.1 during a `with` block. `log` is the path of its log file."""
 
     def __init__(self, python: Path, comfyui: Path, base: Path, *options: str, port: int = 0, env=None) -> None:
-        """`base` gets models, input, output and user folders; port 0 takes a free one."""
+        """Prepare the command; `base` is for the models, input, output and user folders; port 0 means a free port."""
         self.base, self.log = base, base / "comfyui.log"
         self.port = port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
@@ -70,7 +70,7 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def get(self, path: str, **query: str) -> Any:
-        """A GET's answer, as JSON."""
+        """Send a GET request and return the JSON answer."""
         return json.loads(self.get_bytes(path, **query))
 
     def get_bytes(self, path: str, **query: str) -> bytes:
@@ -79,7 +79,7 @@ class Server:
             return answer.read()
 
     def post(self, path: str, data: Any) -> Any:
-        """A POST's answer, as JSON (None if empty); of a refused prompt too."""
+        """Send a POST request and return the JSON answer (None if empty), also that of a refused prompt."""
         body = json.dumps(data).encode()
         request = urllib.request.Request(self.address + path, body, {"Content-Type": "application/json"})
         try:
@@ -90,14 +90,14 @@ class Server:
         return json.loads(content) if content.strip() else None
 
     def queue(self, prompt: dict, **extra: Any) -> str:
-        """Queue a graph in API format; its prompt id. Raises RuntimeError with ComfyUI's answer to a wrong graph."""
+        """Queue a graph in API format and return its id. Raises RuntimeError with ComfyUI's answer if it refuses."""
         answer = self.post("/prompt", {"prompt": prompt, **extra})
-        if "prompt_id" not in answer or answer.get("node_errors"):  # which may concern one output of many
+        if "prompt_id" not in answer or answer.get("node_errors"):  # node_errors may concern one output of many
             raise RuntimeError(json.dumps(answer))
         return answer["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 300) -> dict:
-        """The history of a prompt once it has ended, however it ended."""
+        """Wait until a prompt has ended and return its history. Raises RuntimeError after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             history = self.get(f"/history/{prompt_id}")
@@ -109,7 +109,7 @@ class Server:
         raise RuntimeError(f"prompt {prompt_id} took longer than {timeout} s; the log ends in:\n{self.tail()}")
 
     def images(self, history: dict) -> list[bytes]:
-        """The image files that a prompt's nodes saved or showed, in the order of the nodes' numbers."""
+        """Download the images that a prompt's nodes saved or showed, in the order of the node ids."""
         outputs = sorted(history["outputs"].items(), key=lambda item: int(item[0]))
         found = [file for _, output in outputs for file in output.get("images", [])]
         return [self.get_bytes("/view", **{key: f[key] for key in ("filename", "subfolder", "type")}) for f in found]
@@ -123,7 +123,7 @@ def comfy_cli(python: Path, *arguments: str | Path, **options: Any) -> subproces
 
 
 def run_workflow(file: Path, server: Server) -> tuple[str | Path, ...]:
-    """comfy-cli's arguments to run a workflow file, in API or UI format, and to wait for its end."""
+    """Return comfy-cli's arguments to run a workflow file, in API or UI format, and wait for its end."""
     return ("run", "--workflow", file, "--wait", "--host", "127.0.0.1", "--port", str(server.port))
 
 
@@ -134,7 +134,7 @@ def free_port() -> int:
 
 
 def error_of(history: dict) -> str | None:
-    """The message of the exception that ended a prompt; "interrupted" if a user did; None if it went well."""
+    """Return the message of the exception that ended a prompt, "interrupted" if a user did, None if it succeeded."""
     for event, data in history["status"]["messages"]:
         if event == "execution_error":
             return data["exception_message"].strip()

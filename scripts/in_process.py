@@ -1,4 +1,4 @@
-"""Our nodes imported as ComfyUI imports a pack, beside ComfyUI's own modules, in this process and on the CPU."""
+"""Import our nodes as ComfyUI imports a pack, together with ComfyUI's modules, in this process and on the CPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from environment import ROOT
 
 
 def import_pack(comfyui: Path) -> ModuleType:
-    """The pack, under the name `pack`; what lies in it is imported as pack.nodes, pack.nodes.adapter.model, …"""
-    sys.path.append(str(comfyui))  # at the end: its `nodes` and `tests` are not ours
+    """Import the pack as the module `pack`; its modules are then pack.nodes, pack.nodes.comfy.model, …"""
+    sys.path.append(str(comfyui))  # at the end, so that its `nodes` and `tests` do not hide ours
     import comfy.options
 
     comfy.options.enable_args_parsing(False)

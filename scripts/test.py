@@ -1,7 +1,7 @@
 """Run every check: `python3 scripts/test.py [--long] [--browser] [pytest arguments]`.
 
---long adds the checks that take minutes (the built-in model on 100 prompts at every size). The browser's checks run
-where Chromium is installed; --browser insists on them.
+--long adds the checks that take minutes (the built-in model on 100 prompts at every size). Browser tests run if
+Chromium is installed; --browser fails if it is not.
 """
 
 import sys
@@ -14,8 +14,8 @@ def main() -> int:
     left_out = [] if "--long" in arguments else ["long"]
     if find_chromium() is None:
         if "--browser" in arguments:
-            sys.exit("no Chromium found; on Debian and Ubuntu: apt install chromium")
-        print("without the browser's checks: no Chromium is installed", flush=True)
+            sys.exit("--browser needs Chromium, which was not found; on Debian and Ubuntu: apt install chromium")
+        print("skipping the browser tests: Chromium is not installed", flush=True)
         left_out.append("browser")
     selection = ["-m", " and ".join(f"not {mark}" for mark in left_out)] if left_out else []
     arguments = [a for a in arguments if a not in ("--long", "--browser")]

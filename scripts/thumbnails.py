@@ -11,7 +11,7 @@ from comfyui import Server, comfy_cli, run_workflow
 from environment import COMFYUI, ROOT, ensure_comfyui
 
 HEIGHT, GAP = 256, 8  # pixels
-# of models that do not come with the pack: words instead of pictures
+# words instead of pictures, for models that are not in the pack
 CARDS = {"ImageNet": ("goldfish", "cock", "ostrich", "great white\nshark")}
 
 
@@ -38,7 +38,7 @@ def card(words: str) -> Image.Image:
 
 
 def in_a_row(images: list[Image.Image]) -> Image.Image:
-    """All pictures of a run beside each other."""
+    """Paste all pictures of a run side by side."""
     size = [(max(HEIGHT, image.width * HEIGHT // image.height), HEIGHT) for image in images]
     row = Image.new("RGB", (sum(width + GAP for width, _ in size) - GAP, HEIGHT), "white")
     left = 0

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-ROOT = Path(__file__).resolve().parent.parent
+from paths import DATA, ROOT
+
 sys.path += [str(ROOT), str(ROOT / "scripts")]  # appended: the pack's `nodes` must not hide ComfyUI's
 
 from comfyui import Server  # noqa: E402
@@ -39,7 +40,7 @@ def base(tmp_path_factory) -> Path:
     """The server's folders; small random models (golden ones) lie in models/bitdance."""
     base = tmp_path_factory.mktemp("comfyui")
     (base / "models" / "bitdance").mkdir(parents=True)
-    for folder in (ROOT / "tests" / "data").iterdir():
+    for folder in (DATA).iterdir():
         (base / "models" / "bitdance" / folder.name).symlink_to(folder, target_is_directory=True)
     return base
 
@@ -49,7 +50,7 @@ def hub(tmp_path_factory) -> Iterator[dict[str, str]]:
     """What makes a server ask a stand-in hub, which has the fastest of the small models under a published name."""
     folder = tmp_path_factory.mktemp("hub")
     for name, ours in {"BitDance_B_4x.pt": "tiny_16x.pt", "ae_d16c32.pt": "ae_tiny_16x.pt"}.items():
-        (folder / name).symlink_to(ROOT / "tests" / "data" / "imagenet" / ours)
+        (folder / name).symlink_to(DATA / "imagenet" / ours)
     with serve("shallowdream204/BitDance-ImageNet", folder) as (address, _):
         yield {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
 
@@ -87,6 +88,7 @@ def pack_module(comfyui):
 
 @pytest.fixture(scope="session")
 def pack(pack_module):
-    """The adapter's modules."""
-    names = ("model", "loading", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs")
-    return SimpleNamespace(**{name: importlib.import_module(f"pack.nodes.adapter.{name}") for name in names})
+    """The modules between the nodes and ComfyUI, and the loaders."""
+    names = ("model", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs")
+    modules = {name: importlib.import_module(f"pack.nodes.comfy.{name}") for name in names}
+    return SimpleNamespace(**modules, loaders=importlib.import_module("pack.nodes.loaders"))

@@ -1,0 +1,193 @@
+"""Download models from the Hugging Face hub, only when a user names one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+
+from ..errors import BitDanceError, MissingFileError
+from .layouts import COMFY_FOLDERS, FOLDER_FILES
+
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"  # "../x" and "./x" are paths
+
+# patterns of the files that a model needs; none begins with *, which would match other subfolders too
+OFFICIAL_FILES = (
+    *FOLDER_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "bitdance.json",
+)  # fmt: skip
+DIFFUSERS_FILES = (
+    "model_index.json", "tokenizer/tokenizer.json",
+    *(f"{part}/{file}" for part in ("text_encoder", "projector", "diffusion_head", "autoencoder")
+      for file in ("config.json", "*.safetensors", "*.safetensors.index.json")),
+)  # fmt: skip
+MODEL_FILES = (*OFFICIAL_FILES, *DIFFUSERS_FILES, *(f"{folder}/*.safetensors" for folder in COMFY_FOLDERS))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: its repository, patterns of the files to download, and their approximate size in GB.
+
+    `loads` is the file to load, or None to load the whole folder.
+    """
+
+    repository: str
+    files: tuple[str, ...]
+    gigabytes: float
+    loads: str | None = None
+
+    def folder(self, name: str) -> str:
+        """Return the name of the folder for the files; single-file models of one repository share it."""
+        return self.repository.partition("/")[2] if self.loads else name
+
+
+def _imagenet(size: str, gigabytes: float) -> Published:
+    files = (f"BitDance_{size}.pt", "ae_d16c32.pt")
+    return Published("shallowdream204/BitDance-ImageNet", files, gigabytes, files[0])
+
+
+def _tokenizer(name: str) -> Published:
+    files = (f"{name}.safetensors", f"{name}_config.json")
+    return Published("shallowdream204/BitDance-Tokenizer", files, 1.8, files[0])
+
+
+# approximate sizes, from the numbers of parameters; `remote_files` returns exact ones
+PUBLISHED_MODELS = {
+    "BitDance-14B-64x": Published("shallowdream204/BitDance-14B-64x", OFFICIAL_FILES, 35),
+    "BitDance-14B-16x": Published("shallowdream204/BitDance-14B-16x", OFFICIAL_FILES, 35),
+    "BitDance-14B-64x-fp8": Published(
+        "comfyuiblog/BitDance-14B-64x-fp8-comfyui", ("*.safetensors", "tokenizer.json"), 18
+    ),
+    "BitDance-14B-64x-diffusers": Published("BiliSakura/BitDance-14B-64x-diffusers", DIFFUSERS_FILES, 35),
+    "BitDance-14B-16x-diffusers": Published("BiliSakura/BitDance-14B-16x-diffusers", DIFFUSERS_FILES, 35),
+    "BitDance-B-1x": _imagenet("B_1x", 4),
+    "BitDance-B-4x": _imagenet("B_4x", 4),
+    "BitDance-B-16x": _imagenet("B_16x", 4),
+    "BitDance-L-1x": _imagenet("L_1x", 6),
+    "BitDance-H-1x": _imagenet("H_1x", 10),
+}
+PUBLISHED_TOKENIZERS = {name: _tokenizer(name) for name in ("ae_d16c32", "ae_d32c128", "ae_d32c256")}
+DOWNLOADS = {**PUBLISHED_MODELS, **PUBLISHED_TOKENIZERS}
+
+
+def download(repo_id: str, files: Sequence[str], local_files_only: bool = False) -> Path:
+    """Download a repository's files that match the patterns in `files` to the hub's cache; return the folder there.
+
+    Shows progress. After an interruption the next call downloads the incomplete files. Raises MissingFileError if
+    the repository or the network cannot be reached.
+    """
+    with _named_errors(repo_id, local_files_only):
+        return Path(snapshot_download(repo_id, allow_patterns=list(files), local_files_only=local_files_only))
+
+
+def remote_files(repo_id: str, files: Sequence[str]) -> dict[str, int]:
+    """List a repository's files that match the patterns in `files`: name -> size in bytes.
+
+    Raises MissingFileError if none matches, or the hub cannot be reached.
+    """
+    with _named_errors(repo_id):
+        tree = list(HfApi().list_repo_tree(repo_id, recursive=True))
+    found = {
+        entry.path: entry.size or 0
+        for entry in tree
+        if hasattr(entry, "size") and any(fnmatch(entry.path, pattern) for pattern in files)  # folders have none
+    }
+    if not found:
+        raise MissingFileError(f"the hub's repository '{repo_id}' has no file that matches {', '.join(files)}")
+    return found
+
+
+def check_space(sizes: dict[str, int], folder: Path) -> None:
+    """Raise BitDanceError unless the files still missing in `folder` (`sizes`: name -> bytes) fit on its disk."""
+    # an interrupted download stays under .cache until it is complete
+    begun = sum(path.stat().st_size for path in (folder / ".cache").rglob("*.incomplete"))
+    here = {name for name, size in sizes.items() if (path := folder / name).is_file() and path.stat().st_size == size}
+    needed = sum(size for name, size in sizes.items() if name not in here) - begun
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise BitDanceError(
+            f"{needed / 1e9:.1f} GB are still to be downloaded, but the disk of {folder} has {free / 1e9:.1f} GB free"
+        )
+
+
+def fetch(repo_id: str, names: Iterable[str], folder: Path) -> Path:
+    """Download files of a repository to `folder` and return it; skip files already there in the right size.
+
+    Unlike the hub's own library, which restarts an interrupted file, resume it, even one from an earlier process.
+    Raises MissingFileError if the download is interrupted, BitDanceError for a file with a wrong checksum.
+    """
+    with _named_errors(repo_id):
+        commit = HfApi().model_info(repo_id, revision="main").sha
+        for name in names:
+            target = folder / name
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise BitDanceError(f"'{name}' of '{repo_id}' is outside {folder}")
+            url = hf_hub_url(repo_id, name, revision=commit)
+            remote = get_hf_file_metadata(url)
+            if target.is_file() and target.stat().st_size == remote.size:
+                continue
+            checksum = re.sub(r"\W", "", remote.etag)  # resume only a part of this version of the file
+            part = folder / ".cache" / "bitdance" / f"{checksum}.incomplete"
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("ab") as file:
+                options = {"headers": build_hf_headers(), "expected_size": remote.size, "displayed_filename": name}
+                http_get(url, file, resume_size=file.tell(), **options)
+            _check_content(part, remote.etag, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+    return folder
+
+
+def _check_content(part: Path, etag: str, name: str) -> None:
+    """Compare a file with its SHA-256, which is the etag of large files only; remove it and raise if they differ."""
+    if not re.fullmatch(r"[0-9a-f]{64}", etag):
+        return
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != etag:
+        part.unlink()
+        raise BitDanceError(f"{name} arrived damaged and was removed; download it again")
+
+
+def main() -> int:
+    """Run `fetch` for the arguments `REPOSITORY FOLDER FILE …`; print an error as one line to stdout and return 1."""
+    repo_id, folder, *names = sys.argv[1:]
+    try:
+        fetch(repo_id, names, Path(folder))
+    except BitDanceError as error:
+        print(error)
+        return 1
+    return 0
+
+
+@contextmanager
+def _named_errors(repo_id: str, local_files_only: bool = False) -> Iterator[None]:
+    """Convert the errors of the hub's library to MissingFileError with a remedy."""
+    try:
+        yield
+    except BitDanceError:
+        raise
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        reason = "the hub has no such public repository"
+        raise MissingFileError(f"'{repo_id}' is not a local folder, and {reason}") from error
+    except LocalEntryNotFoundError as error:
+        reason = "it is not in the hub cache" if local_files_only else "the hub cannot be reached"
+        raise MissingFileError(f"'{repo_id}' is not a local folder, and {reason}") from error
+    except Exception as error:  # the errors of the library's HTTP client change from version to version
+        kind = type(error).__name__
+        if "Connect" in kind or "Offline" in kind:
+            raise MissingFileError(f"'{repo_id}' is not a local folder, and the hub cannot be reached") from error
+        reason = str(error).partition("\n")[0]
+        message = f"downloading '{repo_id}' broke off ({kind}: {reason}); try again to resume it"
+        raise MissingFileError(message) from error

@@ -1,0 +1,128 @@
+"""Convert prompts to token ids: chat template, image opening, and no control tokens from the prompt's text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from ..errors import BitDanceError
+
+
+class PromptTokenizer:
+    """A Hugging Face `tokenizer.json` with BitDance's special tokens.
+
+    Control tokens are inserted by id, and text is encoded without them: "<|im_end|>" in a prompt is encoded as ordinary
+    text.
+    """
+
+    def __init__(self, data: dict[str, Any], source: str) -> None:
+        """Read a parsed tokenizer.json; `source` is the file named in errors.
+
+        Raises BitDanceError if it is malformed or lacks BitDance's tokens.
+        """
+        try:
+            self._special = {str(token["content"]): token["id"] for token in data["added_tokens"]}
+            # no added tokens, no truncation, no padding
+            plain = {**data, "added_tokens": [], "truncation": None, "padding": None}
+            self._text = Tokenizer.from_str(json.dumps(plain))
+        except Exception as error:  # the tokenizers library raises bare Exception for any malformed file
+            raise BitDanceError(f"{source}: not a tokenizer file ({error})") from error
+        if any(type(i) is not int or i < 0 for i in self._special.values()):
+            raise BitDanceError(f"{source}: not a tokenizer file (the ids of its added tokens must be whole numbers)")
+        missing = [t for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>") if t not in self._special]
+        if missing:
+            raise BitDanceError(f"{source}: not a BitDance tokenizer; missing tokens: {', '.join(missing)}")
+        self.source = source
+
+    @property
+    def num_queries(self) -> int:
+        """The number of `<|query_i|>` tokens: one less than the tokens of a patch."""
+        count = 0
+        while f"<|query_{count + 1}|>" in self._special:
+            count += 1
+        return count
+
+    @cached_property
+    def max_id(self) -> int:
+        return max(*self._special.values(), *self._text.get_vocab(with_added_tokens=False).values())
+
+    def conditional(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt, or a negative prompt, in the chat template."""
+        start, end = self._special["<|im_start|>"], self._special["<|im_end|>"]
+        return [
+            start,
+            *self._encode("user\n" + prompt),
+            end,
+            *self._encode("\n"),
+            start,
+            *self._encode("assistant\n"),
+        ]
+
+    def unconditional(self) -> list[int]:
+        """Return the ids of the template without a prompt, for the unconditional branch."""
+        return [self._special["<|im_start|>"], *self._encode("assistant\n")]
+
+    def is_own(self, ids: Sequence[int]) -> bool:
+        """Return whether token ids can be from this tokenizer: they begin with <|im_start|> and are in its range."""
+        return bool(ids) and ids[0] == self._special["<|im_start|>"] and max(ids) <= self.max_id
+
+    def has_side(self, tokens: int) -> bool:
+        """Return whether there is a `<|res_k|>` token for a grid side of `tokens` tokens."""
+        return f"<|res_{tokens}|>" in self._special
+
+    def opening(self, height: int, width: int, tokens_per_patch: int) -> list[int]:
+        """Return the ids that open an image of height x width tokens: vision start, both sides, P - 1 queries.
+
+        Raises BitDanceError if one of the tokens is missing.
+        """
+        names = ["<|vision_start|>", f"<|res_{height}|>", f"<|res_{width}|>"]
+        names += [f"<|query_{i}|>" for i in range(1, tokens_per_patch)]
+        missing = [name for name in names if name not in self._special]
+        if missing:
+            raise BitDanceError(f"{self.source}: the tokenizer has no token {missing[0]}")
+        return [self._special[name] for name in names]
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return self._text.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the tokenizers library raises TypeError and bare Exception
+            raise BitDanceError(f"the prompt cannot be tokenized ({error}): {text!r}") from error
+
+
+# Qwen's regular expression that splits text into words before the byte-level BPE
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_SPECIAL = {"<|im_start|>": 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652}
+QWEN_TOKENS = 151669  # words and special tokens; BitDance's tokens follow
+RES_TOKENS = 256
+
+
+def published_tokenizer(vocab: Path, merges: Path, rows: int) -> dict[str, Any] | None:
+    """Build the tokenizer.json of a published model from Qwen's vocabulary files; None if `rows` fits no such model.
+
+    BitDance appends `<|res_1|>` … `<|res_256|>` and its query tokens to Qwen3's tokens, so `rows`, the size of the
+    language model's embedding table, gives the number of queries.
+    """
+    queries = rows - QWEN_TOKENS - RES_TOKENS
+    if queries + 1 not in (16, 64):
+        return None
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    own = [f"<|res_{k}|>" for k in range(1, RES_TOKENS + 1)] + [f"<|query_{i}|>" for i in range(1, queries + 1)]
+    special = QWEN_SPECIAL | {token: QWEN_TOKENS + i for i, token in enumerate(own)}
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [
+        {"id": i, "content": token, "special": True, "normalized": False, "single_word": False, "lstrip": False,
+         "rstrip": False}
+        for token, i in special.items()
+    ]  # fmt: skip
+    return data

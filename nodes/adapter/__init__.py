@@ -1,1 +1,0 @@
-"""The seam between the core and ComfyUI: the only code that knows patchers, devices, casts and folders."""

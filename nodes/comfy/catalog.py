@@ -1,0 +1,261 @@
+"""List and locate models: built in, in ComfyUI's folders, and published ones that can be downloaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...bitdance_core.checkpoints import hub
+from ...bitdance_core.checkpoints.checkpoint import ASSETS, builtin_models, read_autoencoder
+from ...bitdance_core.checkpoints.hub import Published
+from ...bitdance_core.checkpoints.layouts import COMFY_FOLDERS, WEIGHTS, files_of_set, missing_files
+from ...bitdance_core.checkpoints.tensor_names import (
+    CLASS_MODEL,
+    HEAD,
+    LANGUAGE_MODEL,
+    PROJECTOR,
+    TOKENIZER,
+    read_components,
+)
+from ...bitdance_core.errors import BitDanceError, MissingFileError
+from .downloads import fetch
+from .folders import FOLDER, file_path, parts_of, weight_files
+
+DOWNLOAD = " (download)"
+NONE = "none"  # in the list of text encoders, for an ImageNet model
+WHOLE = (HEAD, LANGUAGE_MODEL, TOKENIZER)  # the parts that make one file a text-to-image model
+DEPTH = 3  # levels below a models folder that are searched
+
+Source = Path | tuple[Path, ...]  # the argument of the core's `read_checkpoint`: a folder, a file, or a set of files
+
+
+def model_names() -> list[str]:
+    """List built-in models, then those in ComfyUI's folders, then published ones that are not downloaded yet."""
+    local = [*_model_folders(), *_model_files()]
+    published = [
+        name + DOWNLOAD
+        for name, model in hub.PUBLISHED_MODELS.items()
+        if name not in local and not _is_here(name, model)
+    ]
+    return [*builtin_models(), *local, *published]
+
+
+def tokenizer_names() -> list[str]:
+    """List binary tokenizers: of models, single files, and published ones that are not downloaded yet."""
+    folders = _model_folders()
+    files = [
+        name
+        for key in (FOLDER, "vae", "checkpoints")
+        for name, path in weight_files(key).items()
+        if not any(folder in path.parents for folder in folders.values())
+        and (TOKENIZER in parts_of(path) or _unreadable(path) and key != "checkpoints")
+    ]
+    local = dict.fromkeys(files)
+    published = [
+        name + DOWNLOAD
+        for name, tokenizer in hub.PUBLISHED_TOKENIZERS.items()
+        if not any(Path(file).stem == name for file in local) and not _is_here(name, tokenizer)
+    ]
+    return [*builtin_models(), *folders, *local, *published]
+
+
+def check_name(name: str | None, known: list[str], published: dict[str, Published], what: str) -> bool | str:
+    """Answer `validate_inputs`: True, or a sentence for a name that is not `known`.
+
+    None is a name linked from another node. A "(download)" name stays valid after the download.
+    """
+    bare = str(name).removesuffix(DOWNLOAD)
+    if name is None or {name, bare} & set(known) or (name != bare and bare in published):
+        return True
+    return _missing(what, name, known)
+
+
+def _missing(what: str, name: str | None, known: list[str]) -> str:
+    return f"there is no {what} '{name}'; choose one of: {', '.join(known)}"
+
+
+def model_source(name: str) -> Source:
+    """Locate a model that `model_names` listed; downloads one that is marked so.
+
+    Raises MissingFileError if the model or a part of it is missing, or cannot be downloaded.
+    """
+    if name in builtin_models():
+        return ASSETS / name
+    published = name.removesuffix(DOWNLOAD)
+    if published in (folders := _model_folders()):
+        return folders[published]
+    if published in (files := _model_files()):
+        path = files[published]
+        return path if CLASS_MODEL in parts_of(path) or parts_of(path) >= {*WHOLE} else _set_of(path)
+    if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_MODELS:
+        return _downloaded(published, hub.PUBLISHED_MODELS[published])
+    raise MissingFileError(_missing("BitDance model", name, model_names()))
+
+
+def tokenizer_path(name: str) -> Path:
+    """Locate a tokenizer that `tokenizer_names` listed, for `read_autoencoder`; downloads one that is marked so.
+
+    Raises MissingFileError if it is missing or cannot be downloaded.
+    """
+    if name in builtin_models():
+        return ASSETS / name
+    if name in (folders := _model_folders()):
+        return folders[name]
+    for key in (FOLDER, "vae", "checkpoints"):
+        if name in (files := weight_files(key)):
+            return files[name]
+    published = name.removesuffix(DOWNLOAD)
+    if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_TOKENIZERS:
+        return _downloaded(published, hub.PUBLISHED_TOKENIZERS[published])
+    raise MissingFileError(_missing("binary tokenizer", name, tokenizer_names()))
+
+
+def picked(diffusion_model: str, text_encoder: str, tokenizer: str) -> tuple[Path, ...]:
+    """Locate the files chosen in Load BitDance Files. Raises MissingFileError for one that is gone."""
+    files = {"diffusion_models": diffusion_model, "text_encoders": text_encoder, "vae": tokenizer}
+    return tuple(file_path(key, name) for key, name in files.items() if (key, name) != ("text_encoders", NONE))
+
+
+def imagenet_tokenizer(model: Path, bits: int) -> Path:
+    """Find a binary tokenizer of `bits` bits in ComfyUI's folders, for an ImageNet model that has none.
+
+    Raises MissingFileError unless exactly one fits.
+    """
+    return _only_fit(
+        [[path for path in weight_files(key).values() if TOKENIZER in parts_of(path)] for key in ("vae", FOLDER)],
+        lambda path: read_autoencoder(path)[0].bits == bits,
+        model,
+        f"binary tokenizer of {bits} bits (published: ae_d16c32)",
+        "vae",
+    )
+
+
+def fingerprint(*sources: Source) -> list[tuple[str, int, int]]:
+    """List name, size and time of change of each file that a model or tokenizer may be read from."""
+    paths = [path for source in sources for path in ((source,) if isinstance(source, Path) else source)]
+    files = []
+    for path in paths:
+        # files beside it may belong to it
+        beside = [path.parent / "tokenizer.json", path.with_name(f"{path.stem}_config.json")]
+        around = [*beside, *sorted(path.parent.glob("ae*"))] if path.is_file() else []
+        files += [file for file in [path, *around, *sorted(path.rglob("*"))] if file.is_file()]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _model_folders() -> dict[str, Path]:
+    """Find complete official and diffusers folders; their names are paths relative to a `bitdance` folder."""
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        for folder, subfolders, _ in os.walk(root, followlinks=True):
+            path = Path(folder)
+            name = path.relative_to(root).as_posix()
+            subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and name.count("/") < DEPTH)
+            if _is_model(path):
+                found.setdefault(name, path)
+                subfolders.clear()
+    return found
+
+
+def _model_files() -> dict[str, Path]:
+    """Find files that are a model: a whole one, an ImageNet model, or a head whose other parts are separate files."""
+    folders = _model_folders().values()
+    found: dict[str, Path] = {}
+    for key in (FOLDER, "diffusion_models", "checkpoints"):
+        for name, path in weight_files(key).items():
+            is_model = CLASS_MODEL in parts_of(path) or {HEAD, PROJECTOR} <= parts_of(path)
+            if is_model and not any(folder in path.parents for folder in folders):
+                found.setdefault(name, path)
+    return found
+
+
+def _set_of(head: Path) -> tuple[Path, ...]:
+    """Find the text encoder and the binary tokenizer that fit a head: beside it, else in ComfyUI's folders.
+
+    Raises MissingFileError unless exactly one of each fits.
+    """
+    beside = [path for path in sorted(head.parent.iterdir()) if path.suffix.lower() in WEIGHTS and path != head]
+    if head.parent.name in COMFY_FOLDERS:  # a download may have subfolders like ComfyUI's
+        beside += [path for path in files_of_set(head.parent.parent) if path.parent != head.parent]
+    shapes = read_components([head])[0][HEAD].shapes
+    width, bits = shapes["cond_embed.weight"][1], shapes["input_proj.weight"][1]
+
+    def find(part: str, folder: str, fits, what: str) -> Path:
+        near = [path for path in beside if part in parts_of(path)]
+        far = [path for path in weight_files(folder).values() if part in parts_of(path)]
+        return _only_fit([near, far], fits, head, what, folder)
+
+    def is_as_wide(path: Path) -> bool:
+        return read_components([path])[0][LANGUAGE_MODEL].shapes["norm.weight"] == (width,)
+
+    found = [head]
+    own = parts_of(head)
+    if LANGUAGE_MODEL not in own:
+        found.append(find(LANGUAGE_MODEL, "text_encoders", is_as_wide, f"text encoder, a Qwen3 {width} wide"))
+    if TOKENIZER not in own:
+        what = f"binary tokenizer of {bits} bits"
+        found.append(find(TOKENIZER, "vae", lambda path: read_autoencoder(path)[0].bits == bits, what))
+    return tuple(found)
+
+
+def _only_fit(places: list[list[Path]], fits, model: Path, what: str, folder: str) -> Path:
+    """Choose the file that fits, from the first place that has any; among several, the one named like the model.
+
+    Raises MissingFileError unless exactly one fits.
+    """
+
+    def is_fit(path: Path) -> bool:
+        try:
+            return fits(path)
+        except (BitDanceError, KeyError):  # damaged, or of another model
+            return False
+
+    found = next((good for files in places if (good := [path for path in files if is_fit(path)])), [])
+    named = [path for path in found if path.stem.removesuffix("_ae") == model.stem]
+    if len(named or found) == 1:
+        return (named or found)[0]
+    seen = f"several fit: {', '.join(path.name for path in found)}" if found else "there is none"
+    hint = "choose one in Load BitDance Files" if found else f"put one into ComfyUI's {folder} folder"
+    raise MissingFileError(f"{model.name} needs a {what}, but {seen}; {hint}")
+
+
+def _unreadable(path: Path) -> bool:
+    """Return whether a file is too short to recognise; it is listed, so that loading it reports the damage."""
+    return path.stat().st_size < 16
+
+
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder is a complete model, or damaged in a way that loading reports."""
+    try:
+        return not missing_files(folder)
+    except BitDanceError:
+        return True
+
+
+def _is_here(name: str, model: Published) -> bool:
+    """Return whether a published model that consists of single files has been downloaded."""
+    folder = _folder_of(name, model)
+    if model.loads:
+        return all((folder / file).is_file() for file in model.files)
+    parts = set().union(*(parts_of(path) for path in folder.rglob("*.safetensors")))
+    return "*.safetensors" in model.files and parts >= {*WHOLE}
+
+
+def _folder_of(name: str, model: Published) -> Path:
+    return Path(folder_paths.get_folder_paths(FOLDER)[0]) / model.folder(name)
+
+
+def _downloaded(name: str, model: Published) -> Source:
+    """Download a published model unless it is complete, and locate it. Raises BitDanceError if files are missing."""
+    folder = _folder_of(name, model)
+    if not _is_here(name, model):
+        fetch(model, folder)
+    if model.loads:
+        return folder / model.loads
+    if not (missing := missing_files(folder)):
+        return folder
+    heads = [path for path in sorted(folder.rglob("*.safetensors")) if {HEAD, PROJECTOR} <= parts_of(path)]
+    if len(heads) == 1:
+        return _set_of(heads[0])
+    raise BitDanceError(f"the download of {name} lacks {', '.join(missing)}; queue again to continue it")

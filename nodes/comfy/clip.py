@@ -1,0 +1,93 @@
+"""Make a tokenizer-only CLIP: its CONDITIONING carries token ids, which the MODEL's language model reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.sd
+import torch
+from torch import nn
+
+from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.model.prompt import PromptTokenizer, published_tokenizer
+from .conditioning import IDS, TEXT
+
+
+class Tokenizer:
+    """The tokenizer in the form that ComfyUI's CLIP calls. Weights such as "(red:1.3)" are read as plain words."""
+
+    def __init__(self, prompts: PromptTokenizer | None) -> None:
+        """`prompts` is None for an ImageNet model, which draws no prompts."""
+        self.prompts = prompts
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
+        if self.prompts is None:
+            raise BitDanceError("this model draws ImageNet's classes, not prompts: use the ImageNet Class node")
+        ids = self.prompts.conditional(text) if text.strip() else self.prompts.unconditional()
+        return {"bitdance": [[(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]], "text": text}
+
+    def state_dict(self):
+        return {}
+
+    def decode(self, token_ids, skip_special_tokens: bool = True):
+        raise RuntimeError("BitDance's text encoder only tokenizes: there is no text to decode.")
+
+
+class Encoder(nn.Module):
+    """Return token ids instead of an embedding; stock nodes need one, so the ids as floats take its place."""
+
+    disable_offload = True  # there are no weights for dynamic memory to manage
+
+    def __init__(self, device=None, dtype=None, model_options=None) -> None:
+        super().__init__()
+        self.dtypes = {torch.float32}
+        self.device = torch.device("cpu")
+
+    def encode_token_weights(self, tokens):
+        if "bitdance" not in tokens:
+            raise BitDanceError("these tokens come from another tokenizer; tokenize with the CLIP that encodes them")
+        ids = torch.tensor([[token[0] for token in tokens["bitdance"][0]]])
+        return ids.unsqueeze(-1).float(), None, {IDS: ids, TEXT: tokens.get("text", "")}
+
+    def load_sd(self, sd):
+        return [], []
+
+    def set_clip_options(self, options):
+        pass
+
+    def reset_clip_options(self):
+        pass
+
+    def generate(self, *args, **kwargs):
+        raise RuntimeError("BitDance's text encoder only tokenizes: it cannot write text.")
+
+
+def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
+    """Make the CLIP of a model; None is for an ImageNet model, whose CLIP refuses every prompt."""
+
+    def tokenizer(embedding_directory=None, tokenizer_data=None):
+        return Tokenizer(prompts)
+
+    return comfy.sd.CLIP(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
+
+
+def check_clip(clip) -> comfy.sd.CLIP:
+    """Return a CLIP that is BitDance's. Raises BitDanceError for any other."""
+    if clip is None or not isinstance(clip.tokenizer, Tokenizer):
+        raise BitDanceError("this CLIP is not BitDance's; connect the CLIP of Load BitDance Model")
+    return clip
+
+
+def prompts_of_comfyui(rows: int) -> tuple[dict[str, Any], str] | None:
+    """Make a published model's prompt tokenizer from ComfyUI's Qwen vocabulary, for files without a tokenizer.json.
+
+    `rows` of the embedding table identify the model. Returns the tokenizer and its origin, or None.
+    """
+    folder = Path(comfy.sd.__file__).parent / "text_encoders" / "qwen25_tokenizer"
+    files = folder / "vocab.json", folder / "merges.txt"
+    if not all(file.is_file() for file in files):
+        return None
+    data = published_tokenizer(*files, rows)
+    return data and (data, f"ComfyUI's {folder.name}")

@@ -1,0 +1,58 @@
+"""Download a published model while a graph runs, with progress on the node; an interrupt stops it at once."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.utils
+
+from ...bitdance_core.checkpoints import hub
+from ...bitdance_core.checkpoints.hub import Published
+from ...bitdance_core.errors import MissingFileError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def fetch(model: Published, folder: Path) -> None:
+    """Download a model's files into a folder, in a separate process; a later call continues an unfinished download.
+
+    Raises MissingFileError if the hub cannot be reached or the download breaks off, BitDanceError if the disk is full.
+    """
+    sizes = hub.remote_files(model.repository, model.files)
+    total = sum(sizes.values())
+    hub.check_space(sizes, folder)
+    logging.info(f"[BitDance] downloading {model.repository} ({total / 1e9:.1f} GB) to {folder}")
+    bar = comfy.utils.ProgressBar(max(total, 1))
+    code = "import sys; sys.path.insert(0, {!r}); from bitdance_core.checkpoints.hub import main; sys.exit(main())"
+    command = [sys.executable, "-c", code.format(str(ROOT)), model.repository, str(folder), *sizes]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None:
+                mm.throw_exception_if_processing_interrupted()
+                bar.update_absolute(min(_bytes_of(sizes, folder), total))
+                time.sleep(0.2)
+        except BaseException:  # ComfyUI's interrupt is not an Exception
+            process.terminate()
+            raise
+        if process.returncode:
+            lines = process.stdout.read().strip().splitlines()
+            raise MissingFileError(
+                lines[-1] if lines else f"the download of {model.repository} stopped; queue again to continue it"
+            )
+
+
+def _bytes_of(names: Iterable[str], folder: Path) -> int:
+    """Count the bytes of files in a folder, finished or partly downloaded."""
+    total = 0
+    for path in [*(folder / name for name in names), *(folder / ".cache").rglob("*.incomplete")]:
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:  # not started, or renamed just now
+            continue
+    return total

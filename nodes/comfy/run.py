@@ -1,0 +1,200 @@
+"""Run the Next-Patch Sampler: check the inputs, then load the models, then call the core's `generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import comfy.model_management as mm
+import comfy.utils
+import latent_preview
+import torch
+
+from ...bitdance_core.bits.grid import BitGrid
+from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.model.class_config import ImageNetConfig
+from ...bitdance_core.model.grid import Grid
+from ...bitdance_core.model.text_config import BitDanceConfig
+from ...bitdance_core.sampling.editing import Edit, make_edit
+from ...bitdance_core.sampling.generate import generate
+from ...bitdance_core.sampling.memory import request_bytes
+from ...bitdance_core.sampling.patch import HeadVelocity, compiled_velocity
+from ...bitdance_core.sampling.plan import Request
+from ...bitdance_core.sampling.settings import Sampling
+from ...bitdance_core.sampling.sizes import make_grid
+from .conditioning import read_classes, read_positive, read_prompt
+from .graphs import graphs_of
+from .model import BitDanceHost, check_model, patchers_of
+from .prefetch import prefetching
+
+
+@dataclass(frozen=True)
+class Options:
+    """The widgets of Sampling Options. 0 means the sampler's value (last_steps, last_cfg) or the model's (time_shift).
+
+    Raises BitDanceError, in the widgets' names, for values that contradict each other.
+    """
+
+    last_steps: int = 0
+    last_cfg: float = 0.0
+    guided: tuple[float, float] = (0.0, 1.0)
+    noise_scale: float = 1.0
+    time_shift: float = 0.0
+    schedule: str = "auto"
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.guided[0] > self.guided[1]:
+            raise BitDanceError(
+                f"guide_from is {self.guided[0]} and guide_to {self.guided[1]}; guide_to must not be below it"
+            )
+        if self.schedule == "linear" and self.last_cfg:
+            raise BitDanceError(
+                f"cfg_schedule is linear and last_cfg {self.last_cfg}, which are two schedules; set last_cfg to 0, or "
+                "cfg_schedule to auto or constant"
+            )
+
+    def sampling(self, config: BitDanceConfig | ImageNetConfig, sampler: str, steps: int, cfg: float) -> Sampling:
+        """Add these to the sampler node's widgets; values of 0 and `auto` become the model's own."""
+        return Sampling.for_model(
+            config,
+            sampler,
+            steps or None,
+            cfg or None,
+            time_shift=self.time_shift or None,
+            last_steps=self.last_steps or None,
+            last_guidance=self.last_cfg or None,
+            guidance_interval=self.guided,
+            noise_scale=self.noise_scale,
+            schedule=None if self.schedule == "auto" else self.schedule,
+        )
+
+
+def draw(
+    model,
+    positive,
+    negative,
+    bits: BitGrid,
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    sampler: str,
+    denoise: float,
+    mask: torch.Tensor | None,
+    options: Options,
+    allow_untrained_size: bool,
+) -> BitGrid:
+    """Draw `bits.batch` pictures of the size of `bits`, or redraw in them.
+
+    Several classes with a batch of 1 draw one picture each. Raises BitDanceError, before any weight is moved, for
+    inputs that the model cannot draw.
+    """
+    host = check_model(model)
+    config, autoencoder, defaults = host.config, host.autoencoder, host.config.defaults
+    if bits.packed is not None:
+        bits.check(autoencoder.downscale, autoencoder.bits, config.family)
+    height, width = bits.size(autoencoder.downscale)
+    if (height, width) == (0, 0):
+        height, width = defaults.default_size
+    if host.prompts is not None:
+        grid = make_grid(config, host.prompts, height, width, allow_untrained_size)
+    elif (height, width) == defaults.default_size:
+        grid = host.diffusion_model.grid
+    else:
+        side = defaults.default_size[0]
+        raise BitDanceError(
+            f"{config.family} draws {side}x{side} pixels only, found {width}x{height} (width x height); connect "
+            f"Empty Bits with width and height 0, or bits of {side}x{side} pixels"
+        )
+    sampling = options.sampling(config, sampler, steps, guidance)
+    subject = _read(host, positive, negative, grid, bits.batch, guided=sampling.branches > 1)
+    edit = _edit(bits, denoise, mask, grid, autoencoder.bits, subject.num_images)
+    request = Request(subject.branches, grid, sampling, subject.num_images, edit, subject.regions)
+    evaluations = request.evaluations()
+    if not evaluations:
+        return replace(bits, batch=subject.num_images, packed=bits.packed.expand(subject.num_images, -1), mask=None)
+
+    memory = request_bytes(config, request, host.precision.compute.itemsize, options.cuda_graphs)
+    patchers = patchers_of(model)
+    mm.load_models_gpu(patchers, memory_required=memory)
+    graphs = graphs_of(patchers) if options.cuda_graphs else None
+
+    previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
+    bar = comfy.utils.ProgressBar(evaluations)
+    # limit progress messages: thousands of them freeze the browser
+    begun, report_every = 0, max(1, evaluations // 200)
+
+    def before_evaluation() -> None:
+        nonlocal begun
+        mm.throw_exception_if_processing_interrupted()
+        if begun % report_every == 0:
+            bar.update_absolute(begun)
+        begun += 1
+
+    def after_patch(patch: int, patches: int, canvas: torch.Tensor) -> None:
+        preview = previewer.decode_latent_to_preview_image("JPEG", canvas) if previewer else None
+        bar.update_absolute(begun, preview=preview)
+
+    network = host.diffusion_model
+    with prefetching(model, getattr(network, "backbone", network)):
+        drawn = generate(
+            network,
+            request,
+            torch.Generator("cpu").manual_seed(seed),
+            model.load_device,
+            host.precision.compute,
+            after_patch,
+            before_evaluation,
+            graphs,
+            compiled_head(model),
+        )
+    return BitGrid.from_bits(drawn, autoencoder.downscale, subject.text)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The subject of a drawing: a request's branches and regions, and its text."""
+
+    branches: list[list[int]]
+    num_images: int
+    regions: torch.Tensor | None
+    text: str
+
+
+def _read(host: BitDanceHost, positive, negative, grid: Grid, batch: int, guided: bool) -> _Subject:
+    """Read the CONDITIONINGs as prompts or classes. Raises BitDanceError for those that the model cannot follow."""
+    if host.prompts is None:
+        branches, text = read_classes(host.config, positive, negative, batch, guided)
+        return _Subject(branches, len(branches[0]), None, text)
+    opening = host.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
+    conditional, regions, text = read_positive(positive, host.prompts, grid, host.autoencoder.downscale)
+    branches = [ids + opening for ids in conditional]
+    if guided:
+        branches.append(read_prompt(negative, host.prompts, "negative") + opening)
+    return _Subject(branches, batch, regions, text)
+
+
+def _edit(
+    bits: BitGrid, denoise: float, mask: torch.Tensor | None, grid: Grid, channels: int, batch: int
+) -> Edit | None:
+    """Make the edit of the sampler's inputs, or None to draw new pictures.
+
+    The noise mask of the bits is used if no mask is connected. Raises BitDanceError for an edit of an empty canvas.
+    """
+    mask = bits.mask if mask is None else mask
+    if mask is not None:
+        mask = mask.reshape(-1, *mask.shape[-2:])
+        if len(mask) > 1:  # as ComfyUI's own samplers do
+            mask = comfy.utils.repeat_to_batch_size(mask, batch)
+    if bits.packed is None and (denoise < 1 or mask is not None):
+        edit = f"denoise {denoise:g}" if mask is None else "a mask"
+        raise BitDanceError(
+            f"{edit} needs bits to start from, but 'bits' is an empty canvas; connect drawn, loaded or encoded bits"
+        )
+    return make_edit(bits.bits() if bits.packed is not None else None, denoise, mask, grid, batch, channels)
+
+
+def compiled_head(model) -> HeadVelocity | None:
+    """Compile the head of a MODEL if TorchCompileModel set its options."""
+    options = model.model_options.get("torch_compile_kwargs")
+    return None if options is None else compiled_velocity(model.model.diffusion_model.head, **options)

@@ -1,0 +1,132 @@
+"""Make a ComfyUI VAE of the binary tokenizer: its latents are bits, +-1."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import comfy.model_management as mm
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ...bitdance_core.checkpoints.tensor_names import Component
+from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.model.binarize import binarize
+from ...bitdance_core.model.text_config import AutoencoderConfig
+from ...bitdance_core.model.tokenizer_network import BinaryAutoencoder, bit_statistics
+from ...bitdance_core.sampling.memory import decoding_bytes, encoding_bytes
+from .tiles import TokenizerOperations, tiled
+from .weights import SUPPORTED, make_patcher, read_weights
+
+
+class BinaryTokenizer(BinaryAutoencoder):
+    """The core's network in the form that comfy.sd.VAE calls; it takes the signs of latents that nodes have mixed."""
+
+    def __init__(self, config: AutoencoderConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(config, TokenizerOperations, device, dtype)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.decoder(*self._inputs(latent))
+
+    def decode_tiled(self, latent: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16) -> Tensor:
+        """Decode in tiles; all tiles of a picture use the bit statistics and the normalisation of the whole picture."""
+        bits, noise = self._inputs(latent)
+        stacked = bits if noise is None else torch.cat((bits, noise), dim=1)
+
+        def decoder(picture: Tensor) -> Callable[[Tensor], Tensor]:
+            statistics = bit_statistics(picture[:, : self.config.bits])
+            return lambda tile: self.decoder(*tile.split(self.config.bits, dim=1), statistics=statistics)
+
+        return tiled(self.decoder, decoder, stacked, (tile_x, tile_y), overlap, self.config.downscale, 3)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return super().encode(self._rgb(pixels))
+
+    def encode_tiled(self, pixels: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
+        """Encode in tiles as `decode_tiled` decodes; the signs are taken after tiles are blended."""
+        scale, tile, pixels = 1 / self.config.downscale, (tile_x, tile_y), self._rgb(pixels)
+        return binarize(tiled(self.encoder, lambda _: self.encoder, pixels, tile, overlap, scale, self.config.bits))
+
+    def _rgb(self, pixels: Tensor) -> Tensor:
+        """Give grey images three equal channels. Raises BitDanceError for other channels, and for less than a token."""
+        step = self.config.downscale
+        if pixels.shape[1] not in (1, 3) or min(pixels.shape[2:]) < step:
+            raise BitDanceError(
+                f"a binary tokenizer encodes RGB images of at least {step}x{step} pixels (one token), found "
+                f"{pixels.shape[1]} channels and {pixels.shape[3]}x{pixels.shape[2]} pixels"
+            )
+        return pixels.expand(-1, 3, -1, -1)
+
+    def _inputs(self, latent: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return bits, and noise for a GAN decoder, which is the same for all pictures and batch sizes.
+
+        Raises BitDanceError for a latent of another model.
+        """
+        if latent.ndim != 4 or latent.shape[1] != self.config.bits:
+            raise BitDanceError(
+                f"this binary tokenizer decodes {self.config.bits} bits a token, found a latent of shape "
+                f"{list(latent.shape)}; connect a latent that it encoded or that its model drew"
+            )
+        bits = binarize(latent)
+        if not self.config.gan_decoder:
+            return bits, None
+        noise = torch.randn((1, *bits.shape[1:]), generator=torch.Generator().manual_seed(0))
+        return bits, noise.to(bits).expand_as(bits)
+
+
+class BinaryVAE(comfy.sd.VAE):
+    """ComfyUI's VAE class around our network: encoding, decoding, tiles and memory are ComfyUI's."""
+
+    def __init__(self, config: AutoencoderConfig, component: Component) -> None:
+        """Load the result of `read_autoencoder`. Raises BitDanceError before any weight is read."""
+        weights = read_weights(BinaryAutoencoder(config, device="meta"), component, quantized=False)
+        with _without_warning("No VAE weights detected"):
+            super().__init__(sd={})  # sets the attributes of every VAE, and warns; ours replace them below
+        self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
+        self.vae_dtype = mm.vae_dtype(self.device, SUPPORTED)
+        self.working_dtypes = SUPPORTED
+        self.latent_channels = config.bits
+        self.downscale_ratio = self.upscale_ratio = config.downscale
+        self.handles_tiling = True
+        step = config.downscale
+        self.memory_used_encode = lambda shape, dtype: encoding_bytes(config, *shape[-2:], mm.dtype_size(dtype))
+        self.memory_used_decode = lambda shape, dtype: decoding_bytes(
+            config, shape[-2] * step, shape[-1] * step, mm.dtype_size(dtype)
+        )
+        offload_device = mm.vae_offload_device()
+        network = BinaryTokenizer(config, offload_device, self.vae_dtype)
+        self.patcher = make_patcher(network, network, weights, self.device, offload_device)
+        self.first_stage_model = network
+
+    def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
+        # ComfyUI 0.30 calls a network's own tiling for decoding only
+        pixels = self.process_input(pixel_samples).to(self.device, self.vae_dtype)
+        bits = self.first_stage_model.encode_tiled(pixels, tile_x, tile_y, overlap)
+        return bits.to(self.output_device, mm.intermediate_dtype())
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        return self.first_stage_model.config
+
+
+@contextmanager
+def _without_warning(text: str) -> Iterator[None]:
+    def keep(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
+
+    logging.getLogger().addFilter(keep)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(keep)
+
+
+def check_vae(vae) -> BinaryVAE:
+    """Return a VAE that is a binary tokenizer. Raises BitDanceError for any other."""
+    if not isinstance(getattr(vae, "first_stage_model", None), BinaryTokenizer):
+        raise BitDanceError(
+            "this VAE is not a binary tokenizer; connect the VAE of Load BitDance Model or of Load Binary Tokenizer"
+        )
+    return vae
