@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from compose import Composer, Scene, random_scene
 from torch import Tensor
+
+from builtin.scenes.compose import Composer, Scene, random_scene
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """Encode scenes to bits once: what the model is trained on. One file holds scenes of all sizes.
 
-    python cache.py runs/scenes/drawings.npz --tokenizer runs/scenes/tokenizer128 --to runs/scenes/cache --scenes 48000
+    R=runs/scenes
+    python -m builtin.scenes.cache $R/drawings.npz --tokenizer $R/tokenizer128 --to $R/cache --scenes 48000
 
 Further files (--first 48000) make a larger set; the trainer reads all that the folder has.
 """
@@ -8,7 +9,6 @@ Further files (--first 48000) make a larger set; the trainer reads all that the 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -17,15 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from batches import ahead, paint_batch, sizes_of, to_signed
-from compose import Composer, Scene, random_scene
-from drawings import load_art
-from loop import step_rng
-
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.autoencoder_config import AutoencoderConfig
-from bitdance_core.bits import pack, unpack
+from bitdance_core.model.binarize import pack, unpack
+from bitdance_core.model.tokenizer_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
+from builtin.scenes.batches import ahead, paint_batch, sizes_of, to_signed
+from builtin.scenes.compose import Composer, Scene, random_scene
+from builtin.scenes.drawings import load_art
+from builtin.scenes.loop import step_rng
 
 STAGE = 2  # of a run's randomness
 BATCH = 32

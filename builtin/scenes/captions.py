@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from grounds import COLOURS, Ground
-from things import THINGS
+
+from builtin.scenes.grounds import COLOURS, Ground
+from builtin.scenes.things import THINGS
 
 NUMBERS = ("one", "two", "three", "four")
 SIZES = {"large": ("large", "big", "huge"), "small": ("small", "little", "tiny")}

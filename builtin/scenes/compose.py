@@ -1,6 +1,6 @@
 """Scenes and their pictures: which things stand where on which ground, from one seed.
 
-python compose.py runs/scenes/drawings.npz sheet.png
+python -m builtin.scenes.compose runs/scenes/drawings.npz sheet.png
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from captions import Meaning, Part, write_caption
-from grounds import GRADIENTS, OUTDOORS, PLAIN, paint_ground
 from PIL import Image
-from things import THINGS, is_kept_out
+
+from builtin.scenes.captions import Meaning, Part, write_caption
+from builtin.scenes.grounds import GRADIENTS, OUTDOORS, PLAIN, paint_ground
+from builtin.scenes.things import THINGS, is_kept_out
 
 SIDE = 128  # pixels of the shorter side that the numbers below are for
 SIDES = {"large": (92, 104), "small": (50, 58)}  # of a thing, in pixels of SIDE; two or more are small
@@ -140,7 +141,7 @@ def sheet(pictures: list[np.ndarray], columns: int) -> Image.Image:
 
 
 def main() -> None:
-    from drawings import load_art
+    from builtin.scenes.drawings import load_art
 
     composer, rng = Composer(load_art(Path(sys.argv[1]))), np.random.default_rng(0)
     scenes = [random_scene(rng) for _ in range(32)]

@@ -1,8 +1,8 @@
 """Fetch the drawings of Fluent Emoji (flat style, MIT) and rasterize them into one file; the only part that needs
 `npm` and `resvg-py`.
 
-    python drawings.py runs/scenes/drawings.npz
-    python drawings.py runs/scenes/drawings.npz --icons package/icons.json
+    python -m builtin.scenes.drawings runs/scenes/drawings.npz
+    python -m builtin.scenes.drawings runs/scenes/drawings.npz --icons package/icons.json
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from things import THINGS
+
+from builtin.scenes.things import THINGS
 
 PACKAGE = "@iconify-json/fluent-emoji-flat"
 SIDE = 256  # pixels of a rasterized drawing

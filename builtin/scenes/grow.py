@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.autoencoder_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 
 Weights = dict[str, Tensor]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from muon import Muon
 from torch import Tensor, nn
+
+from builtin.scenes.muon import Muon
 
 LossOfStep = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
 

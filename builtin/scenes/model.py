@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,14 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from batches import sizes_of
-from captions import NUMBERS, OPENINGS, PLACE_WORDS, RELATIONS, SIZES
-from compose import random_scene
-from grounds import COLOURS
-from things import THINGS
-
-from bitdance_core.config import AutoencoderConfig, BackboneConfig, BitDanceConfig, Defaults, HeadConfig
-from bitdance_core.prompt import PromptTokenizer
+from bitdance_core.checkpoints.files import read_json
+from bitdance_core.model.prompt import PromptTokenizer
+from bitdance_core.model.text_config import AutoencoderConfig, BackboneConfig, BitDanceConfig, Defaults, HeadConfig
+from builtin.scenes.batches import sizes_of
+from builtin.scenes.captions import NUMBERS, OPENINGS, PLACE_WORDS, RELATIONS, SIZES
+from builtin.scenes.compose import random_scene
+from builtin.scenes.grounds import COLOURS
+from builtin.scenes.things import THINGS
 
 NAME = "scenes"
 PATCH_SIDE = 4
@@ -99,7 +97,7 @@ def prompt_tokenizer(path: Path) -> PromptTokenizer:
     """The one at `path`, trained if there is none."""
     if not path.exists():
         train_prompt_tokenizer().save(str(path))
-    return PromptTokenizer.from_file(path)
+    return PromptTokenizer(read_json(path), str(path))
 
 
 def write_folder(

@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from compose import SIDE
-from grounds import ALL_GROUNDS, Ground, paint_ground
 from PIL import Image
 from torch import Tensor
+
+from builtin.scenes.compose import SIDE
+from builtin.scenes.grounds import ALL_GROUNDS, Ground, paint_ground
 
 READ_SIDE = 64  # pictures are read at this many pixels of their shorter side
 SIDES = (25, 27, 29, 46, 49, 52)  # of a thing, at READ_SIDE

@@ -1,7 +1,8 @@
 """Does the model draw what it was asked for? Reads pictures back and counts, by GenEval's names of tasks.
 
-    python score.py runs/scenes/drawings.npz --tokenizer runs/scenes/tokenizer128       # the reader itself
-    python score.py runs/scenes/drawings.npz --model runs/scenes/model128/folder --prompts 100 --sheet sheet.png
+    R=runs/scenes
+    python -m builtin.scenes.score $R/drawings.npz --tokenizer $R/tokenizer128  # the reader itself
+    python -m builtin.scenes.score $R/drawings.npz --model $R/model128/folder --sheet $R/sheet.png
 
 With --tokenizer the pictures are the training drawings passed through the tokenizer: all must be read right before
 the reader may judge a model.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from batches import to_signed
-from cache import load_tokenizer
-from captions import Meaning, read_caption
-from compose import Composer, Scene, random_scene, sheet
-from drawings import load_art
-from loop import step_rng
-from read_back import Found, Reader, Reading
+from builtin.scenes.batches import to_signed
+from builtin.scenes.cache import load_tokenizer
+from builtin.scenes.captions import Meaning, read_caption
+from builtin.scenes.compose import Composer, Scene, random_scene, sheet
+from builtin.scenes.drawings import load_art
+from builtin.scenes.loop import step_rng
+from builtin.scenes.read_back import Found, Reader, Reading
 
 STAGE = 4  # of a run's randomness
 TASKS = ("single_object", "two_object", "counting", "colors", "position")

@@ -1,6 +1,7 @@
 """Train backbone, projector and head together on cached bits: the loss of the published models.
 
-    python train_model.py --run runs/scenes/model128 --cache runs/scenes/cache --tokenizer runs/scenes/tokenizer128
+    R=runs/scenes
+    python -m builtin.scenes.train_model --run $R/model128 --cache $R/cache --tokenizer $R/tokenizer128
 
 Goes on where the run stopped; `--device cuda --minutes 9` fits a GPU's ten-minute call. Every save also writes the
 averaged weights, in fp16, as a model folder that draws: --run's `folder`.
@@ -12,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -20,17 +20,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from batches import ahead
-from cache import Cache, load_tokenizer
-from loop import Bf16Operations, Plan, step_rng, train
-from model import PATCH_SIDE, model_config, prompt_tokenizer, write_folder
-
-from bitdance_core.config import BitDanceConfig
-from bitdance_core.flow import velocity_from_x
-from bitdance_core.model import BitDance
-from bitdance_core.patches import Grid
-from bitdance_core.prompt import PromptTokenizer
+from bitdance_core.model.grid import Grid
+from bitdance_core.model.prompt import PromptTokenizer
+from bitdance_core.model.text_config import BitDanceConfig
+from bitdance_core.model.text_model import BitDance
+from bitdance_core.sampling.flow import velocity_from_x
+from builtin.scenes.batches import ahead
+from builtin.scenes.cache import Cache, load_tokenizer
+from builtin.scenes.loop import Bf16Operations, Plan, step_rng, train
+from builtin.scenes.model import PATCH_SIDE, model_config, prompt_tokenizer, write_folder
 
 STAGE = 3  # of a run's randomness
 PARTS = {"model": ("model.", "backbone."), "vision_head": ("net.", "head."), "projector": ("", "projector.")}

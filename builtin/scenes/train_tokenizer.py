@@ -1,6 +1,8 @@
-"""Train the binary tokenizer of scenes; a smaller one that was trained grows into it.
+r"""Train the binary tokenizer of scenes; a smaller one that was trained grows into it.
 
-    python train_tokenizer.py runs/scenes/drawings.npz --run runs/scenes/tokenizer128 --start start/ae.safetensors
+    R=runs/scenes
+    python -m builtin.scenes.train_tokenizer $R/drawings.npz --run $R/tokenizer128 \
+        --start builtin/scenes/start/ae.safetensors
 
 Goes on where the run stopped. `--device cuda --minutes 9` fits a GPU's ten-minute call, with the drawings prepared
 before and no network. With --decoder-only the bits stay as they are: what a model was trained on keeps its meaning.
@@ -12,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -20,16 +21,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from batches import ahead, paint_batch, random_batch, sizes_of, to_signed
-from compose import Composer, random_scene
-from drawings import load_art
-from grow import Weights, finer, more_bits, wider
-from loop import Bf16Operations, Plan, step_rng, train
-
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.autoencoder_config import AutoencoderConfig
-from bitdance_core.bits import binarize
+from bitdance_core.model.binarize import binarize
+from bitdance_core.model.tokenizer_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
+from builtin.scenes.batches import ahead, paint_batch, random_batch, sizes_of, to_signed
+from builtin.scenes.compose import Composer, random_scene
+from builtin.scenes.drawings import load_art
+from builtin.scenes.grow import Weights, finer, more_bits, wider
+from builtin.scenes.loop import Bf16Operations, Plan, step_rng, train
 
 STAGE = 1  # of a run's randomness
 FRESH = 10  # randomness of pictures that training never shows

@@ -1,6 +1,5 @@
 """The trainer of scenes: captions mean what they say, runs resume, and the reader judges rightly. Needs no drawings."""
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,26 +9,18 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from bitdance_core import BitDancePipeline
-from bitdance_core.autoencoder import BinaryAutoencoder
-from bitdance_core.autoencoder_config import AutoencoderConfig
-from bitdance_core.context import TextContext
-from conftest import ROOT
-
-sys.path.append(str(ROOT / "builtin" / "scenes"))
-
-import cache
-import grow
-import loop
-import model as scenes_model
-import train_model
-import train_tokenizer
-from captions import Meaning, Part, read_caption
-from compose import Composer, Scene, place, random_scene
-from grounds import ALL_GROUNDS, GRADIENTS, PLAIN, Ground
-from muon import orthogonalize
-from read_back import Reader
-from score import holds, is_right, judge, score_task, summary
-from things import BY_NAME, THINGS, is_kept_out
+from bitdance_core.model.text_model import TextReader
+from bitdance_core.model.tokenizer_config import AutoencoderConfig
+from bitdance_core.model.tokenizer_network import BinaryAutoencoder
+from builtin.scenes import cache, grow, loop, train_model, train_tokenizer
+from builtin.scenes import model as scenes_model
+from builtin.scenes.captions import Meaning, Part, read_caption
+from builtin.scenes.compose import Composer, Scene, place, random_scene
+from builtin.scenes.grounds import ALL_GROUNDS, GRADIENTS, PLAIN, Ground
+from builtin.scenes.muon import orthogonalize
+from builtin.scenes.read_back import Reader
+from builtin.scenes.score import holds, is_right, judge, score_task, summary
+from builtin.scenes.things import BY_NAME, THINGS, is_kept_out
 
 TINY = AutoencoderConfig(channels=32, channel_multipliers=(1, 1), num_res_blocks=1, bits=8, gan_decoder=False)
 
@@ -250,7 +241,7 @@ def test_training_sees_what_sampling_sees(prepared):
     assert batch.padding.max() > 0
     at_once = train_model.hidden_states(model, batch, grid.positions(64))
     rows = [row[pad:].tolist() for row, pad in zip(batch.ids, batch.padding)]
-    context = TextContext(model, rows, grid, grid.num_patches, "cpu", torch.float32)
+    context = TextReader(model, rows, grid, grid.num_patches, "cpu", torch.float32)
     hidden = [context.prefill()]
     for i in range(grid.num_patches - 1):
         hidden.append(context.read(batch.context[:, i : i + 1], i))
