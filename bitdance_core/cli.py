@@ -222,7 +222,9 @@ def reconstruct(args: argparse.Namespace) -> None:
         with opened(path) as file:
             image = file.convert("RGB")
         if image.width < least or image.height < least:
-            raise BitDanceError(f"{path} is {image.width}x{image.height}, expected at least {least}x{least} pixels")
+            raise BitDanceError(
+                f"{path} is {image.height}x{image.width} (height x width), expected at least {least}x{least} pixels"
+            )
         image = image.crop((0, 0, image.width // step * step, image.height // step * step))
         pixels = to_pixels(image)
         bits = tokenizer.encode(pixels)
@@ -230,7 +232,9 @@ def reconstruct(args: argparse.Namespace) -> None:
         save(result, target)
         per_pixel = metrics.bits_per_pixel(tokenizer.channels, step)
         figures += metrics.measure((pixels + 1) / 2, (to_pixels(result) + 1) / 2, per_pixel)
-        size = f"{image.width}x{image.height}, {bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
+        size = (
+            f"{image.height}x{image.width} (height x width), {bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
+        )
         print(f"{target}: {size}, {figures[-1]}", flush=True)
     if len(figures) > 1:
         print(f"mean of {len(figures)}: {metrics.mean(figures)}")

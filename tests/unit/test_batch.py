@@ -91,7 +91,7 @@ def test_other_settings_are_not_mixed_in(row, arguments, words, tmp_path, capsys
     assert batch(write_lines(tmp_path / "p.jsonl", {"prompt": "new", "id": "n"}, row | {"id": "00000"}), out, *settings,
                  *arguments) == 1  # fmt: skip
     printed = capsys.readouterr().err
-    assert words in printed and "'00000' already" in printed and printed.count("\n") == 1
+    assert words in printed and "already has '00000'" in printed and printed.count("\n") == 1
     assert files(out) == before
 
 

@@ -67,7 +67,7 @@ def test_three_files_in_every_spelling(tmp_path, spelling):
     ours = read_checkpoint((*files, P16 / "tokenizer.json"))
     official = read_checkpoint(P16)
     assert ours.config.backbone == official.config.backbone and ours.config.autoencoder == official.config.autoencoder
-    for mine, theirs in zip(ours.components(), official.components()):
+    for mine, theirs in zip(ours.components, official.components):
         assert mine.shapes == theirs.shapes
 
 

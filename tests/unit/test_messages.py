@@ -2,11 +2,11 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT
+
 HOLE = "\0"  # stands for a placeholder of an f-string, or of a logging format
 # quoted messages that ComfyUI raises, with the file that has them
 COMFYUIS = {"Saving image outside the output folder is not allowed": "folder_paths.py"}
