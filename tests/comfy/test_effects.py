@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import logging
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
@@ -12,6 +14,16 @@ from bitdance_core.checkpoints.locate import ASSETS
 from graphs import PROMPT
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stock_nodes(comfyui, pack):
+    """ComfyUI's `nodes`, which its other files import; in this process ours would come first."""
+    spec = spec_from_file_location("nodes", comfyui / "nodes.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "nodes", module_from_spec(spec))
+        spec.loader.exec_module(sys.modules["nodes"])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +87,6 @@ PATCHES = [
     ("EasyCacheNode", "easycache", {}, "EasyCache"),
     ("LazyCacheNode", "easycache", {}, "LazyCache"),
     ("NAGuidance", "nag", {}, "normalized attention"),
-    ("FreeU", "freelunch", {}, "FreeU"),
     ("ModelNoiseScale", "model_advanced", {"noise_scale": 8.0}, "ModelNoiseScale"),
     ("ModelSamplingDiscrete", "model_advanced", {"sampling": "eps", "zsnr": False}, "noise schedule"),
     ("APG", "apg", {}, "APG"),

@@ -164,7 +164,8 @@ def test_embeddings_and_whole_layers_of_peft(pack, model, loras):
         path,
     )
     (loras / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
-    assert torch.allclose(change(pack, model, path, EMBEDDING), 2 * (b @ a).T, atol=1e-3)
+    added = change(pack, model, path, EMBEDDING).float()  # the table is stored as float16
+    assert torch.allclose(added, 2 * (b @ a).T, atol=0.02)
     before = weight_of(model, NORM)
     assert torch.allclose(change(pack, model, path, NORM, 0.25), 0.25 * (norm - before), atol=1e-5)
 

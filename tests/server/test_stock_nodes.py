@@ -130,3 +130,47 @@ def test_torch_compile_is_honoured(run):
     canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
     show(graph, loader, sample(graph, compiled[0], positive[0], canvas[0]))
     assert means(run(graph)[0])
+
+
+def stock_lora(graph, model, base):
+    generator = torch.Generator().manual_seed(0)
+    key = "diffusion_model.head.res_blocks.0.attn.wo"
+    file = {f"{key}.lora_A.weight": torch.randn(2, 256, generator=generator)}
+    file |= {f"{key}.lora_B.weight": torch.randn(256, 2, generator=generator)}
+    (base / "models" / "loras").mkdir(exist_ok=True)
+    save_file(file, base / "models" / "loras" / "of_the_head.safetensors")
+    return graph.add("LoraLoaderModelOnly", model=model, lora_name="of_the_head.safetensors", strength_model=1.0)
+
+
+def test_a_merge_after_a_lora_and_a_saved_merge(run, base):
+    """A model merged with itself after a picture with a LoRA is itself; saved with the LoRA it loads as one file."""
+    graph = Graph()
+    loader = load(graph)
+    lora = stock_lora(graph, loader[0], base)
+    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
+    with_lora = show(graph, loader, sample(graph, lora[0], positive[0], canvas[0]))
+    first = run(graph)[0].tobytes()
+    del graph[with_lora.id]
+    merged = graph.add("ModelMergeSimple", model1=loader[0], model2=loader[0], ratio=0.5)
+    show(graph, loader, sample(graph, merged[0], positive[0], canvas[0]))
+    graph.add("CheckpointSave", model=lora[0], clip=loader[1], vae=loader[2], filename_prefix="checkpoints/merged")
+    graph.add("ModelSave", model=lora[0], filename_prefix="diffusion_models/merged")
+    assert run(graph)[0].tobytes() == run(text_to_image())[0].tobytes() != first
+    for folder in ("checkpoints", "diffusion_models"):
+        (base / "models" / folder).mkdir(exist_ok=True)
+        (path,) = (base / "output" / folder).glob("merged*.safetensors")
+        shutil.copy(path, base / "models" / folder / f"of_{folder}.safetensors")
+        assert run(text_to_image(model=f"of_{folder}.safetensors"))[0].tobytes() == first
+
+
+def test_an_effect_that_is_not_followed_is_shown_on_the_sampler(server):
+    graph = Graph()
+    loader = load(graph)
+    rescaled = graph.add("RescaleCFG", model=loader[0], multiplier=0.7)
+    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
+    bits = sample(graph, rescaled[0], positive[0], canvas[0], steps=2)
+    show(graph, loader, bits)
+    history = server.wait(server.queue(graph))
+    assert "RescaleCFG" in history["outputs"][bits.id]["text"][0]
