@@ -26,8 +26,8 @@ from .checkpoints.convert import OUTPUT_LAYOUTS, PRECISIONS, convert
 from .checkpoints.hub import DOWNLOADS
 from .checkpoints.info import describe
 from .checkpoints.locate import locate
-from .devices import COMPUTE_DTYPES
-from .errors import BitDanceError, MissingFileError
+from .devices import COMPUTE_DTYPES, choose
+from .errors import BitDanceError, MissingFileError, format_bytes, is_out_of_memory
 from .pipeline import PIPELINES, load_pipeline, outline
 from .sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from .sampling.settings import Sampling, option_names
@@ -43,20 +43,37 @@ PICTURE_FORMATS = (".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tiff")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. Bad input prints one line to standard error and returns 1."""
+    prepare_streams()
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BitDanceError as error:
         print(f"bitdance: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError:
-        where = getattr(args, "device", None) or "the GPU"
-        print(f"bitdance: not enough memory on {where}; try --device cpu", file=sys.stderr)
+    except BrokenPipeError:  # whoever read standard output is gone; Python flushes it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        device = getattr(args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+        advice = "draw fewer or smaller pictures at once" if device == "cpu" else "try --device cpu"
+        print(f"bitdance: not enough memory on {device}; {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bitdance: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def prepare_streams() -> None:
+    """Let standard output take every character, whatever its code page, and give progress bars a standard error."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stderr is None:  # closed by the caller
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,7 +166,7 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="builtin", help="a folder, a file, a hub id or a built-in name (default: %(default)s)"
     )
-    parser.add_argument("--tokenizer", help="tokenizer of an ImageNet model (default: in its file, or beside it)")
+    parser.add_argument("--tokenizer", help="a binary tokenizer in place of the model's own")
     parser.add_argument("--negative-prompt", help="the prompt to steer away from")
     parser.add_argument("--height", type=int, help="pixels (default: the model's own)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's own)")
@@ -176,8 +193,10 @@ def generate(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(locate(args.model), args.tokenizer and Path(args.tokenizer))
     arguments = subject_of(args, checkpoint)
     arguments |= {name: getattr(args, name) for name in ("steps", "guidance", "sampler", *option_names())}
-    outline(checkpoint).check(**arguments, seed=args.seed)
-    pipe = load_pipeline(checkpoint, args.device, COMPUTE_DTYPES.get(args.dtype))
+    plain = outline(checkpoint)
+    request, (device, dtype) = plain.check(**arguments, seed=args.seed), choose(args.device, args.dtype)
+    plain.check_memory(request, device, dtype)
+    pipe = load_pipeline(checkpoint, device, dtype)
     bar = None
 
     def show(done: int, total: int, bits: Tensor) -> None:
@@ -188,10 +207,11 @@ def generate(args: argparse.Namespace) -> None:
 
     output = pipe.generate(**arguments, seed=args.seed, callback=show)
     bar.close()
-    for number, image in enumerate(output.images, start=1):
-        path = args.out if len(output.images) == 1 else args.out.with_stem(f"{args.out.stem}_{number}")
+    paths = [args.out.with_stem(f"{args.out.stem}_{number}") for number in range(1, len(output.images) + 1)]
+    paths = [args.out] if len(paths) == 1 else paths
+    for image, path in zip(output.images, paths):
         save(image, path)
-        print(path)
+    print("\n".join(map(str, paths)))  # at last: a closed standard output must cost no picture
 
 
 def subject_of(args: argparse.Namespace, checkpoint: TextCheckpoint | ClassCheckpoint) -> dict[str, Any]:
@@ -289,7 +309,7 @@ def convert_model(args: argparse.Namespace) -> None:
 
         paths = convert(source, args.destination, args.format, args.dtype, args.name, args.tokenizer, show)
     for path in paths:
-        print(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")
+        print(f"{path} ({format_bytes(path.stat().st_size)})")
 
 
 def download_model(args: argparse.Namespace) -> None:
@@ -297,8 +317,8 @@ def download_model(args: argparse.Namespace) -> None:
     folder = args.to or Path(published.folder(args.name))
     sizes = hub.remote_files(published.repository, published.files)
     for name, size in sizes.items():
-        print(f"{size / 1e6:12,.1f} MB  {name}")
-    print(f"{sum(sizes.values()) / 1e6:12,.1f} MB  from {published.repository} to {folder}", flush=True)
+        print(f"{format_bytes(size):>14}  {name}")
+    print(f"{format_bytes(sum(sizes.values())):>14}  from {published.repository} to {folder}", flush=True)
     hub.check_space(sizes, folder)
     print(hub.fetch(published.repository, sizes, folder) / (published.loads or ""))
 

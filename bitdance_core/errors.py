@@ -48,9 +48,11 @@ def is_panic(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocator failed, on a GPU or on the CPU, where torch raises a plain RuntimeError."""
+    """Return whether an allocator failed, on a GPU or on the CPU, where torch raises a plain RuntimeError
+    ("not enough memory: you tried to allocate" on Windows, "can't allocate memory: you tried to allocate" elsewhere).
+    """
     names = {kind.__name__ for kind in type(error).__mro__}
-    is_cpu = isinstance(error, RuntimeError) and "not enough memory: you tried to allocate" in str(error)
+    is_cpu = isinstance(error, RuntimeError) and "memory: you tried to allocate" in str(error)
     return isinstance(error, MemoryError) or "OutOfMemoryError" in names or is_cpu
 
 

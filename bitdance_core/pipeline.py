@@ -28,6 +28,7 @@ from .model.text_model import BitDance
 from .sampling.editing import THRESHOLD, make_edit, region_map, token_mask
 from .sampling.flow import DEFAULT_SAMPLER
 from .sampling.generate import Callback, generate
+from .sampling.memory import check_request, decoding_bytes, refuse
 from .sampling.patch import HeadVelocity, compiled_velocity
 from .sampling.plan import Request
 from .sampling.settings import Sampling, option_names
@@ -35,6 +36,7 @@ from .sampling.sizes import make_grid
 from .tokenizer import BinaryTokenizer, to_images
 
 MAX_SEED = 2**64 - 1
+MAX_IMAGES = 4096  # drawn together
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Pipeline:
     """
 
     unused: tuple[str, ...] = ()
+    # the settings that an error about memory names; see `check_request`
+    settings_of_memory: Mapping[str, str] = {"images": "num_images", "steps": "steps"}
 
     def __init__(
         self,
@@ -67,6 +71,16 @@ class Pipeline:
         self.prompts = prompts
         self.cuda_graphs = cuda_graphs
         self.velocity = velocity
+
+    def __call__(self, *args: Any, **kwargs: Any) -> GenerateOutput:
+        """Draw as `generate` does, with its arguments."""
+        return self.generate(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        height, width = self.default_size
+        return (
+            f"{type(self).__name__}({self.config.family}: {height}x{width} pixels (height x width), {self.tokenizer!r})"
+        )
 
     @property
     def config(self) -> BitDanceConfig | ImageNetConfig:
@@ -97,8 +111,31 @@ class Pipeline:
         whole_number("seed", seed, least=0, most=MAX_SEED)
         return self.request(**arguments)
 
+    def check_memory(self, request: Request, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise BitDanceError for a request that takes more memory than the device has beside the weights."""
+        memory = devices.memory_of(device)
+        if memory is None:
+            return
+        on_cpu = () if device.type == "cpu" else ("embed_tokens.weight",)
+        modules = (self.model, self.tokenizer.autoencoder)
+        named = [pair for module in modules for pair in module.named_parameters()]
+        weights = dtype.itemsize * sum(weight.numel() for name, weight in named if not name.endswith(on_cpu))
+        room, where = memory - weights, f"beside the weights {device}"
+        if room < 0:
+            return  # a system may still page them
+        check_request(self.config, request, dtype.itemsize, room, where, self.settings_of_memory, self.cuda_graphs)
+        height, width = request.size(self.tokenizer.downscale)
+        decoding = decoding_bytes(self.tokenizer.autoencoder.config, height, width, dtype.itemsize)
+        pictures = request.num_images * (
+            3 * height * width + 4 * self.tokenizer.channels * request.grid.height * request.grid.width
+        )
+        if decoding + pictures > room:
+            setting = self.settings_of_memory.get("size" if decoding > pictures else "images", "num_images")
+            refuse(decoding + pictures, room, "decoding this", where, setting)
+
     def _draw(self, request: Request, seed: int, callback: Callback | None, cancel: Cancel | None) -> GenerateOutput:
         """Draw a request's bits and decode them."""
+        self.check_memory(request, self.device, self.dtype)
         # on the CPU, so that a seed means the same noise on every device
         generator = torch.Generator("cpu").manual_seed(seed)
         graphs = Graphs() if self.cuda_graphs else None
@@ -115,16 +152,21 @@ class Pipeline:
 class BitDancePipeline(Pipeline):
     """A text-to-image model ready to draw. Make one with `from_pretrained`."""
 
+    settings_of_memory = {
+        "images": "num_images", "steps": "steps", "prompt": "the length of the prompt", "size": "height and width"
+    }  # fmt: skip
+
     @classmethod
     def from_pretrained(
         cls,
         source: Source,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         local_files_only: bool = False,
         attend: AttentionFn = attention,
         cuda_graphs: bool = False,
         compile_head: bool = False,
+        tokenizer: str | Path | None = None,
     ) -> BitDancePipeline:
         """Load a model from a folder (official, diffusers, or with single files), a file, a set of files with their
         tokenizer.json, a hub id (downloaded unless `local_files_only`) or a built-in name.
@@ -132,10 +174,14 @@ class BitDancePipeline(Pipeline):
         `device` defaults to the GPU if there is one, `dtype` to bfloat16 on a GPU and float32 on the CPU. The embedding
         table stays on the CPU. `compile_head` compiles the head with torch.compile: worthwhile for many images; on a
         CPU it keeps a second copy of the head's weights. `cuda_graphs` captures a patch's flow and its reading; use it
-        if kernel launches dominate. Raises BitDanceError (a ValueError), which names the file and the fault.
+        if kernel launches dominate. `tokenizer`, a file or a folder, replaces the model's own binary tokenizer; its
+        tokens must have as many bits and pixels. Raises BitDanceError (a ValueError), which names the file and the
+        fault.
         """
         device, dtype = devices.choose(device, dtype)
-        checkpoint = read_text_checkpoint(locate(source, local_files_only=local_files_only))
+        devices.check_graphs(device, cuda_graphs)
+        replacement = None if tokenizer is None else Path(tokenizer)
+        checkpoint = read_text_checkpoint(locate(source, local_files_only=local_files_only), replacement)
         return load_pipeline(checkpoint, device, dtype, attend, cuda_graphs, compile_head)
 
     @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
@@ -206,7 +252,7 @@ class BitDancePipeline(Pipeline):
         height, width = default[0] if height is None else height, default[1] if width is None else width
         if num_images is None:
             num_images = 1 if init_bits is None else len(init_bits)
-        num_images = whole_number("num_images", num_images, least=1)
+        num_images = whole_number("num_images", num_images, least=1, most=MAX_IMAGES)
         grid = make_grid(self.config, self.prompts, height, width, allow_untrained_size)
         sampling = Sampling.for_model(self.config, sampler, steps, guidance, **options)
         edit = make_edit(init_bits, denoise, mask, grid, num_images, self.config.head.bits)
@@ -243,6 +289,7 @@ class BitDancePipeline(Pipeline):
 class ImageNetPipeline(Pipeline):
     """A class-conditional model ready to draw. Make one with `from_pretrained`."""
 
+    settings_of_memory = {"images": "the number of classes", "steps": "steps"}
     unused = ("height", "width", "negative_prompt", "allow_untrained_size")
 
     @classmethod
@@ -251,7 +298,7 @@ class ImageNetPipeline(Pipeline):
         path: Source,
         tokenizer: str | Path | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         attend: AttentionFn = attention,
         cuda_graphs: bool = False,
         compile_head: bool = False,
@@ -301,6 +348,8 @@ class ImageNetPipeline(Pipeline):
     ) -> Request:
         """Check the arguments of `generate` and turn them into a request. Reads no weight."""
         classes = class_numbers(labels, self.config)
+        if len(classes) > MAX_IMAGES:
+            raise BitDanceError(f"found {len(classes)} classes, at most {MAX_IMAGES} are drawn together")
         sampling = Sampling.for_model(self.config, sampler, steps, guidance, **options)
         grid = self.model.grid
         if init_bits is not None:
@@ -314,6 +363,7 @@ class ImageNetPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Turn a line of a batch or of the command line into arguments of `generate`; a prompt lists classes."""
         classes = class_numbers(parse_classes(prompt) if labels is None else labels, self.config)
+        num_images = whole_number("num_images", num_images, least=1, most=MAX_IMAGES)
         return {"labels": [label for label in classes for _ in range(num_images)]}
 
 
@@ -323,7 +373,7 @@ PIPELINES: dict[type, type[Pipeline]] = {TextCheckpoint: BitDancePipeline, Class
 def load_pipeline(
     checkpoint: TextCheckpoint | ClassCheckpoint,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     attend: AttentionFn = attention,
     cuda_graphs: bool = False,
     compile_head: bool = False,

@@ -30,7 +30,7 @@ class BinaryTokenizer:
         cls,
         source: str | Path,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         local_files_only: bool = False,
     ) -> BinaryTokenizer:
         """Load from a file (.safetensors or .pt), a model folder, a hub id or a built-in name.
@@ -43,6 +43,11 @@ class BinaryTokenizer:
         autoencoder = checkpoint.build()
         load_weights([(autoencoder, checkpoint.component)], device, dtype)
         return cls(autoencoder, device, dtype)
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        step = self.downscale
+        return f"BinaryTokenizer({self.channels} bits for {step}x{step} pixels, {dtype} on {self.device})"
 
     @property
     def downscale(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from .. import devices
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.locate import locate
-from ..errors import BitDanceError
+from ..errors import BitDanceError, is_out_of_memory
 from ..pipeline import Pipeline, load_pipeline
 from ..version import __version__
 from .jobs import Job, contents
@@ -66,7 +66,9 @@ def draw_job(pipe: Pipeline, job: Job, settings: RunSettings) -> Outcome:
         images = pipe.generate(**job.arguments).images
     except BitDanceError as error:
         return str(error)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return f"not enough memory on {pipe.device}"
     files = []
     for name, data in zip(job.names, contents(job.plan["layout"], job.row, images)):

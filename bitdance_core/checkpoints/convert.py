@@ -13,7 +13,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-from ..errors import BitDanceError
+from ..errors import BitDanceError, format_bytes
 from ..version import __version__
 from .checkpoint import ClassCheckpoint, TextCheckpoint, recognise
 from .files import open_safetensors, read_text
@@ -316,7 +316,7 @@ def _check_space(outputs: list[Output]) -> None:
         free = shutil.disk_usage(folder).free
         if size > free:
             raise BitDanceError(
-                f"the conversion needs {size / 1e9:.1f} GB, but the disk of {folder} has {free / 1e9:.1f} GB free"
+                f"the conversion needs {format_bytes(size)}, but the disk of {folder} has {format_bytes(free)} free"
             )
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-from ..errors import BitDanceError, MissingFileError
+from ..errors import BitDanceError, MissingFileError, format_bytes
 from .layouts import COMFY_FOLDERS, FOLDER_FILES
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"  # "../x" and "./x" are paths
@@ -117,7 +117,7 @@ def check_space(sizes: dict[str, int], folder: Path) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise BitDanceError(
-            f"{needed / 1e9:.1f} GB are still to be downloaded, but the disk of {folder} has {free / 1e9:.1f} GB free"
+            f"{format_bytes(needed)} are still to be downloaded, but the disk of {folder} has {format_bytes(free)} free"
         )
 
 

@@ -71,10 +71,8 @@ class PromptTokenizer:
             raise BitDanceError(f"the prompt is too long: it has {size:,} bytes, at most {MAX_BYTES:,} are read")
         start, end = self._special["<|im_start|>"], self._special["<|im_end|>"]
         words = self._encode("user\n" + prompt)
-        if len(words) > MAX_TOKENS:
-            raise BitDanceError(
-                f"the prompt is too long: it has {len(words):,} tokens, at most {MAX_TOKENS:,} are read"
-            )
+        if (count := len(words)) > MAX_TOKENS:
+            raise BitDanceError(f"the prompt is too long: it has {count:,} tokens, at most {MAX_TOKENS:,} are read")
         return [start, *words, end, *self._encode("\n"), start, *self._encode("assistant\n")]
 
     def unconditional(self) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ..errors import BitDanceError, format_bytes
 from ..model.class_config import ImageNetConfig
 from ..model.grid import Grid
 from ..model.head import steps_at_once
@@ -65,16 +67,59 @@ def request_bytes(
     config: BitDanceConfig | ImageNetConfig, request: Request, itemsize: int, recorded: bool = False
 ) -> int:
     """Count the bytes that `generate` takes for a request; see `drawing_bytes`."""
+    return drawing_bytes(config, itemsize=itemsize, recorded=recorded, **_counts(config, request))
+
+
+def _counts(config: BitDanceConfig | ImageNetConfig, request: Request) -> dict[str, Any]:
+    """Return the arguments of `drawing_bytes` that depend on the request."""
     sampling, edit = request.sampling, request.edit
-    return drawing_bytes(
-        config,
-        request.grid,
-        [config.prompt_length(branch) for branch in request.branches],
-        request.num_images,
-        max(sampling.steps, sampling.last_steps or 0),
-        itemsize,
-        1 if edit is None else edit.longest_read(request.grid),
-        recorded,
+    return {
+        "grid": request.grid,
+        "branch_lengths": [config.prompt_length(branch) for branch in request.branches],
+        "num_images": request.num_images,
+        "steps": max(sampling.steps, sampling.last_steps or 0),
+        "longest_read": 1 if edit is None else edit.longest_read(request.grid),
+    }
+
+
+def check_request(
+    config: BitDanceConfig | ImageNetConfig,
+    request: Request,
+    itemsize: int,
+    room: int,
+    where: str,
+    names: Mapping[str, str],
+    recorded: bool = False,
+) -> int:
+    """Count as `request_bytes` does. Raises BitDanceError if it is more than `room`, the bytes for it on `where`.
+
+    The error names the setting that takes the most of it. `names` are the user's words for "images", "steps", "prompt"
+    and "size"; a setting without a word cannot be lowered.
+    """
+    counts = _counts(config, request)
+    needed = drawing_bytes(config, itemsize=itemsize, recorded=recorded, **counts)
+    if needed > room:
+        grid, branches = request.grid, len(request.branches)
+        least = {
+            "images": {"num_images": 1},
+            "steps": {"steps": 1},
+            "prompt": {"branch_lengths": [grid.tokens_per_patch] * branches},
+            "size": {"grid": Grid(grid.patch_size, grid.patch_size, grid.patch_size), "longest_read": 1},
+        }
+        without = {
+            names[name]: drawing_bytes(config, itemsize=itemsize, recorded=recorded, **{**counts, **other})
+            for name, other in least.items()
+            if name in names
+        }
+        refuse(needed, room, "drawing this", where, min(without, key=without.get))
+    return needed
+
+
+def refuse(needed: int, room: int, action: str, where: str, setting: str) -> None:
+    """Raise BitDanceError for an action that takes more memory than there is beside the weights."""
+    raise BitDanceError(
+        f"{action} takes {format_bytes(needed)} of memory, but {where} has {format_bytes(max(room, 0))} for it; "
+        f"lower {setting}"
     )
 
 

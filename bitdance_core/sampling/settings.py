@@ -13,6 +13,7 @@ from ..model.class_config import ImageNetConfig
 from ..model.text_config import BitDanceConfig
 from .flow import DEFAULT_SAMPLER, Schedule, find_sampler, make_schedule
 
+MAX_STEPS = 100_000  # of a patch; a thousand are already more than any sampler needs
 GUIDANCE_SCHEDULES = ("constant", "linear")
 
 
@@ -75,9 +76,9 @@ class Sampling:
             raise BitDanceError(
                 f"the guidance schedule '{self.schedule}' and last_guidance are two schedules; leave one of them out"
             )
-        whole_number("steps", self.steps, least=1)
+        whole_number("steps", self.steps, least=1, most=MAX_STEPS)
         if self.last_steps is not None:
-            whole_number("last_steps", self.last_steps, least=1)
+            whole_number("last_steps", self.last_steps, least=1, most=MAX_STEPS)
         numbers = {"guidance": self.guidance, "last_guidance": self.last_guidance, "noise_scale": self.noise_scale}
         for name, value in numbers.items():
             if value is not None and not (isinstance(value, Real) and 0 <= value < math.inf):

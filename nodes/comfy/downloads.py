@@ -14,7 +14,7 @@ import comfy.utils
 
 from ...bitdance_core.checkpoints import hub
 from ...bitdance_core.checkpoints.hub import Published
-from ...bitdance_core.errors import MissingFileError
+from ...bitdance_core.errors import MissingFileError, format_bytes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,7 +27,7 @@ def fetch(model: Published, folder: Path) -> None:
     sizes = hub.remote_files(model.repository, model.files)
     total = sum(sizes.values())
     hub.check_space(sizes, folder)
-    logging.info(f"[BitDance] downloading {model.repository} ({total / 1e9:.1f} GB) to {folder}")
+    logging.info(f"[BitDance] downloading {model.repository} ({format_bytes(total)}) to {folder}")
     bar = comfy.utils.ProgressBar(max(total, 1))
     code = "import sys; sys.path.insert(0, {!r}); from bitdance_core.checkpoints.hub import main; sys.exit(main())"
     command = [sys.executable, "-c", code.format(str(ROOT)), model.repository, str(folder), *sizes]

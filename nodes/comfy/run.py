@@ -16,7 +16,7 @@ from ...bitdance_core.model.grid import Grid
 from ...bitdance_core.model.text_config import BitDanceConfig
 from ...bitdance_core.sampling.editing import Edit, make_edit
 from ...bitdance_core.sampling.generate import generate
-from ...bitdance_core.sampling.memory import request_bytes
+from ...bitdance_core.sampling.memory import check_request
 from ...bitdance_core.sampling.patch import HeadVelocity, compiled_velocity
 from ...bitdance_core.sampling.plan import Request
 from ...bitdance_core.sampling.settings import Sampling
@@ -26,6 +26,11 @@ from .effects import compute_dtype, time_shift
 from .graphs import graphs_of
 from .model import BitDanceHost, check_model, patchers_of
 from .prefetch import prefetching
+
+# the inputs that an error about memory names; see `check_request`
+MEMORY_WIDGETS = {
+    "images": "batch_size", "steps": "steps", "prompt": "the length of the prompts", "size": "width and height"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,11 +127,13 @@ def draw(
     subject = _read(host, positive, negative, grid, bits.batch, guided=sampling.branches > 1)
     edit = _edit(bits, denoise, mask, grid, autoencoder.bits, subject.num_images)
     request = Request(subject.branches, grid, sampling, subject.num_images, edit, subject.regions)
+    names = MEMORY_WIDGETS if host.prompts is not None else {name: MEMORY_WIDGETS[name] for name in ("images", "steps")}
+    room, where = mm.get_total_memory(model.load_device), f"the device {model.load_device}"
+    memory = check_request(config, request, compute.itemsize, room, where, names, options.cuda_graphs)
     evaluations = request.evaluations()
     if not evaluations:
         return replace(bits, batch=subject.num_images, packed=bits.packed.expand(subject.num_images, -1), mask=None)
 
-    memory = request_bytes(config, request, compute.itemsize, options.cuda_graphs)
     patchers = patchers_of(model)
     mm.load_models_gpu(patchers, memory_required=memory)
     graphs = graphs_of(patchers) if options.cuda_graphs else None

@@ -145,7 +145,7 @@ def test_bfloat16_runs():
         ({"width": 64.0}, "width must be a whole number"),
         ({"num_images": True}, "num_images must be a whole number"),
         ({"sampler": "ddim"}, "unknown sampler 'ddim', have: euler_maruyama, euler, heun"),
-        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 100000, found 0"),
         ({"guidance": float("nan")}, "guidance must be"),
         ({"height": 10**400}, "height must be a whole number from 1 to 65536"),
         ({"prompt": "a \udcff cat"}, "prompt cannot be tokenized"),
