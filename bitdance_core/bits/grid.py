@@ -34,6 +34,9 @@ class BitGrid:
     packed: Tensor | None = None  # uint8 (batch, ceil(channels * height * width / 8)), see bits.pack
     prompt: str = ""  # that the pictures were drawn from
     mask: Tensor | None = None  # (n or 1, H, W): where to redraw; not saved to files
+    # each picture's number in a batch that it was taken from, which decides its noise (see `NoiseSource`); None: an
+    # ordinary batch; not saved to files
+    indices: tuple[int, ...] | None = None
 
     @classmethod
     def from_bits(cls, bits: Tensor, step: int | None, prompt: str = "") -> BitGrid:
