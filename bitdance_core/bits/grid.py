@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from ..checkpoints.files import open_safetensors
+from ..checkpoints.files import open_safetensors, write_whole
 from ..errors import BitDanceError, whole_number
 from ..model.binarize import pack, unpack
 from ..model.fields import MAX_WIDTH
@@ -82,9 +82,7 @@ def save_bits(grid: BitGrid, path: Path, metadata: dict[str, str] | None = None)
     fields = ("batch", "height", "width", "step", "channels")
     header = {name: str(getattr(grid, name) or 0) for name in fields}
     header |= {"format": FORMAT, "tokenizer": grid.tokenizer, "prompt": grid.prompt}
-    partial = path.with_name(path.name + ".partial")  # so that the final name never has a partial file
-    save_file({"bits": grid.packed.contiguous()}, partial, {**(metadata or {}), **header})
-    partial.replace(path)
+    write_whole(path, save({"bits": grid.packed.contiguous()}, {**(metadata or {}), **header}))
 
 
 def load_bits(path: Path) -> BitGrid:

@@ -325,7 +325,7 @@ def test_every_token_that_a_mask_touches_is_redrawn(size, rows):
 @pytest.mark.parametrize("step", [4, 8, 16])
 @pytest.mark.parametrize("extra", [(0, 0), (1, 0), (0, 3), (3, 2), (15, 15), (7, 9)])
 def test_a_mask_of_a_cropped_picture_is_cropped_alike(step, extra):
-    """Marked pixels of the picture redraw the token that they are encoded to, and no other; cropped ones redraw none."""
+    """Marked pixels redraw the token that they are encoded to, and no other; cropped ones redraw none."""
     height, width = 3 * step + extra[0] % step, 2 * step + extra[1] % step
     picture = torch.arange(height * width).view(1, height, width)
     kept = crop_to_tokens(picture, step)
