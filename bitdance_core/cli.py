@@ -23,15 +23,17 @@ from .bits import metrics
 from .checkpoints import hub
 from .checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint, read_checkpoint
 from .checkpoints.convert import OUTPUT_LAYOUTS, PRECISIONS, convert
+from .checkpoints.files import write_whole
 from .checkpoints.hub import DOWNLOADS
 from .checkpoints.info import describe
 from .checkpoints.locate import locate
 from .devices import COMPUTE_DTYPES, choose
 from .errors import BitDanceError, MissingFileError, format_bytes, is_out_of_memory
 from .pipeline import PIPELINES, load_pipeline, outline
+from .sampling.editing import crop_to_tokens
 from .sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from .sampling.settings import Sampling, option_names
-from .tokenizer import BinaryTokenizer, to_images, to_pixels
+from .tokenizer import BinaryTokenizer, to_images, to_pixels, to_rgb
 
 # the types of `Sampling`'s options -> argparse's type and number of values
 OPTION_TYPES = {
@@ -230,6 +232,7 @@ def reconstruct(args: argparse.Namespace) -> None:
     for path in args.image:
         with opened(path):
             pass  # unreadable pictures are reported before any work
+    check_apart(targets, args.image)
     if len(targets) > 1:
         make_folder(targets[0].parent)
     for target in targets:
@@ -240,21 +243,19 @@ def reconstruct(args: argparse.Namespace) -> None:
     figures = []
     for path, target in zip(args.image, targets):
         with opened(path) as file:
-            image = file.convert("RGB")
+            image = to_rgb(file)
         if image.width < least or image.height < least:
             raise BitDanceError(
                 f"{path} is {image.height}x{image.width} (height x width), expected at least {least}x{least} pixels"
             )
-        image = image.crop((0, 0, image.width // step * step, image.height // step * step))
-        pixels = to_pixels(image)
+        pixels = crop_to_tokens(to_pixels(image), step)
         bits = tokenizer.encode(pixels)
         (result,) = to_images(tokenizer.decode(bits))
         save(result, target)
         per_pixel = metrics.bits_per_pixel(tokenizer.channels, step)
         figures += metrics.measure((pixels + 1) / 2, (to_pixels(result) + 1) / 2, per_pixel)
-        size = (
-            f"{image.height}x{image.width} (height x width), {bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
-        )
+        size = f"{result.height}x{result.width} (height x width)"
+        size += f", {bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
         print(f"{target}: {size}, {figures[-1]}", flush=True)
     if len(figures) > 1:
         print(f"mean of {len(figures)}: {metrics.mean(figures)}")
@@ -270,9 +271,16 @@ def reconstruction_targets(images: Sequence[Path], out: Path | None) -> list[Pat
     targets = [out / f"{image.stem}.png" for image in images]
     if len({target.name.casefold() for target in targets}) < len(targets):
         raise BitDanceError("two of the pictures have the same name, and would overwrite each other; rename one")
-    if {target.resolve() for target in targets} & {image.resolve() for image in images}:
-        raise BitDanceError(f"--out '{out}' has the pictures themselves, which must not be overwritten; give another")
     return targets
+
+
+def check_apart(targets: Sequence[Path], images: Sequence[Path]) -> None:
+    """Raise BitDanceError if writing a target would overwrite a picture that is read, under whatever name or link."""
+    for target in targets:
+        if target.exists() and any(target.samefile(image) for image in images):
+            raise BitDanceError(
+                f"--out would overwrite the picture '{target}' itself; give another file, or another folder"
+            )
 
 
 def make_folder(folder: Path) -> None:
@@ -339,10 +347,9 @@ def check_output(path: Path) -> None:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    try:
-        image.save(path)
-    except OSError as error:  # for example a full disk
-        raise BitDanceError(f"{path} cannot be written ({error})") from error
+    """Write a picture completely or not at all."""
+    format = Image.registered_extensions()[path.suffix.lower()]
+    write_whole(path, lambda file: image.save(file, format))
 
 
 if __name__ == "__main__":

@@ -255,11 +255,12 @@ class BitDancePipeline(Pipeline):
         num_images = whole_number("num_images", num_images, least=1, most=MAX_IMAGES)
         grid = make_grid(self.config, self.prompts, height, width, allow_untrained_size)
         sampling = Sampling.for_model(self.config, sampler, steps, guidance, **options)
-        edit = make_edit(init_bits, denoise, mask, grid, num_images, self.config.head.bits)
+        step = self.config.autoencoder.downscale
+        edit = make_edit(init_bits, denoise, mask, grid, num_images, self.config.head.bits, step)
 
         opening = self.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
         branches = [self.prompts.conditional(text) + opening for text in prompts]
-        covers = [token_mask(where, grid, 1)[0] >= THRESHOLD for _, where in regions]
+        covers = [token_mask(where, grid, 1, step)[0] >= THRESHOLD for _, where in regions]
         if sampling.branches > 1:
             negative = self.prompts.conditional(negative_prompt) if negative_prompt else self.prompts.unconditional()
             branches.append(negative + opening)
@@ -354,7 +355,7 @@ class ImageNetPipeline(Pipeline):
         grid = self.model.grid
         if init_bits is not None:
             init_bits = torch.as_tensor(init_bits)
-        edit = make_edit(init_bits, denoise, mask, grid, len(classes), self.config.bits)
+        edit = make_edit(init_bits, denoise, mask, grid, len(classes), self.config.bits, self.tokenizer.downscale)
         branches = [classes] + [[self.config.null_class] * len(classes)] * (sampling.branches - 1)
         return Request(branches, grid, sampling, len(classes), edit)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from . import devices
@@ -61,13 +62,17 @@ class BinaryTokenizer:
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (B, 3, H, W) in [-1, 1], sides multiples of `downscale`, to bits (B, C, h, w) in {-1, +1}.
 
-        Raises BitDanceError for other shapes.
+        Raises BitDanceError for other shapes, for whole numbers, and for NaN or infinite values.
         """
         step = self.downscale
         if pixels.ndim != 4 or pixels.shape[1] != 3 or any(n % step or not n for n in pixels.shape[2:]):
             raise BitDanceError(
                 f"expected pixels (B, 3, H, W) with H and W multiples of {step}, found {tuple(pixels.shape)}"
             )
+        if not pixels.is_floating_point():
+            raise BitDanceError(f"expected pixels as floats in [-1, 1], found {pixels.dtype}; x / 127.5 - 1 makes them")
+        if not pixels.isfinite().all():
+            raise BitDanceError("expected pixels in [-1, 1], found NaN or infinite values")
         return self.autoencoder.encode(pixels.to(self.device, self.dtype))
 
     @torch.no_grad()
@@ -82,6 +87,8 @@ class BinaryTokenizer:
             raise BitDanceError(
                 f"expected bits (B, {self.channels}, h, w), +-1 or bool, found {tuple(bits.shape)} of {bits.dtype}"
             )
+        if not bits.isfinite().all():
+            raise BitDanceError("expected bits, +-1 or bool, found NaN or infinite values")
         if bits.dtype == torch.bool:
             bits = torch.where(bits, 1.0, -1.0)
         return self.autoencoder.decode(bits.to(self.device, self.dtype), generator)
@@ -94,7 +101,32 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Convert a PIL image to pixels (1, 3, H, W) in [-1, 1]."""
-    rgb = image.convert("RGB")
+    """Convert a PIL image to pixels (1, 3, H, W) in [-1, 1]; see `to_rgb`."""
+    rgb = to_rgb(image)
     data = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(1, rgb.height, rgb.width, 3)
     return data.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a PIL image of any kind to RGB of 8 bits: turned as its EXIF says, transparency on white.
+
+    16-bit pictures and floats, in 0 to 1 or 0 to 255, are scaled to 8 bits. Raises BitDanceError for other values.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("F", "I") or image.mode.startswith("I;"):
+        return _to_8_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale one channel of 16 bits, or of floats, to grey; Pillow itself would clip it to white."""
+    values = np.asarray(image).astype(np.float64)
+    is_float = image.mode == "F"
+    most = 1.0 if is_float and values.max() <= 1 else 255.0 if is_float else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > most:
+        expected = "0 to 1 or 0 to 255" if is_float else "0 to 65535"
+        raise BitDanceError(f"a picture has values from {values.min():g} to {values.max():g}; expected {expected}")
+    return Image.fromarray((values * (255 / most)).round().astype(np.uint8))

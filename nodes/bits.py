@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..bitdance_core.bits.grid import BitGrid
 from ..bitdance_core.errors import BitDanceError
@@ -12,7 +13,9 @@ from .comfy.outputs import to_latent_type, to_output
 from .comfy.vae import check_vae
 from .sockets import ALIASES, CATEGORY, Bits
 
-STOCK_STEP = 8  # pixels of a token's side in an empty latent without `downscale_ratio_spacial`
+# channels of an empty latent without `downscale_ratio_spacial` -> pixels of a cell's side: Stable Diffusion and Flux,
+# pixels themselves (Chroma Radiance), Hunyuan Image 2.1, Flux 2
+EMPTY_STEPS = {4: 8, 16: 8, 3: 1, 64: 32, 128: 16}
 
 
 class BitDanceEmptyBits(io.ComfyNode):
@@ -120,6 +123,8 @@ class BitDanceBitsToLatent(io.ComfyNode):
             latent["noise_mask"] = bits.mask[:, None]
         if bits.step is not None:
             latent["downscale_ratio_spacial"] = bits.step
+        if bits.indices is not None:
+            latent["batch_index"] = list(bits.indices)
         return io.NodeOutput(latent)
 
 
@@ -139,17 +144,47 @@ class BitDanceLatentToBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent) -> io.NodeOutput:
-        samples, step = latent["samples"], latent.get("downscale_ratio_spacial")
-        if samples.ndim != 4:
+        samples = latent["samples"]
+        if samples.ndim != 4 or not all(samples.shape):
             raise BitDanceError(f"'latent' must be of pictures, [B, C, h, w], found {list(samples.shape)}")
-        if not samples.any():
-            step = step or STOCK_STEP
-            return io.NodeOutput(BitGrid(samples.shape[0], samples.shape[2] * step, samples.shape[3] * step))
-        bits = BitGrid.from_bits(samples, step)
-        if (mask := latent.get("noise_mask")) is not None:
-            # [B, H, W] or [B, 1, H, W], in pixels or in tokens
-            bits = replace(bits, mask=mask.reshape(-1, *mask.shape[-2:]))
-        return io.NodeOutput(bits)
+        if not samples.isfinite().all():
+            raise BitDanceError("'latent' has values that are not numbers (NaN or infinite); mend the node before it")
+        bits = BitGrid.from_bits(samples, latent.get("downscale_ratio_spacial")) if samples.any() else _canvas(latent)
+        return io.NodeOutput(replace(bits, mask=_noise_mask(latent), indices=_indices(latent)))
+
+
+def _canvas(latent: dict) -> BitGrid:
+    """Make an empty canvas of an empty latent's size. Raises BitDanceError if that many pixels are unknown."""
+    batch, channels, height, width = latent["samples"].shape
+    step = latent.get("downscale_ratio_spacial") or EMPTY_STEPS.get(channels)
+    if step is None:
+        raise BitDanceError(
+            f"'latent' is an empty latent of {channels} channels, which does not say how many pixels a cell has; use "
+            "Empty Bits or Empty Latent Image"
+        )
+    return BitGrid(batch, round(height * step), round(width * step))
+
+
+def _noise_mask(latent: dict) -> Tensor | None:
+    """Read a LATENT's mask, [B, H, W] or [B, 1, H, W], in pixels or in tokens. One that redraws all is no mask."""
+    mask = latent.get("noise_mask")
+    if mask is None or (not latent["samples"].any() and bool((mask == 1).all())):
+        return None
+    return mask.reshape(-1, *mask.shape[-2:])
+
+
+def _indices(latent: dict) -> tuple[int, ...] | None:
+    """Read the numbers that Latent From Batch, Rebatch Latents and Latent Batch Seed Behavior give to pictures."""
+    numbers = latent.get("batch_index")
+    if numbers is None:
+        return None
+    indices = tuple(int(number) for number in numbers)
+    if len(indices) != len(latent["samples"]) or min(indices) < 0:
+        raise BitDanceError(
+            f"'latent' has {len(latent['samples'])} pictures, but its batch_index is {list(indices)[:8]}; number them "
+            "anew with Latent Batch Seed Behavior, set to random"
+        )
+    return indices
 
 
 def check_drawn(bits: BitGrid, name: str = "bits") -> None:

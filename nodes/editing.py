@@ -68,7 +68,8 @@ class BitDancePadBits(io.ComfyNode):
         new = torch.ones(bits.batch, *padded.shape[2:])
         new[:, top : top + bits.height, left : left + bits.width] = 0
         mask = new.repeat_interleave(step, 1).repeat_interleave(step, 2)
-        return io.NodeOutput(BitGrid.from_bits(padded, step, bits.prompt), to_output(mask))
+        canvas = replace(BitGrid.from_bits(padded, step, bits.prompt), indices=bits.indices)
+        return io.NodeOutput(canvas, to_output(mask))
 
 
 class BitDanceVaryBits(io.ComfyNode):
@@ -105,8 +106,9 @@ class BitDanceVaryBits(io.ComfyNode):
     @classmethod
     def execute(cls, bits: BitGrid, share, seed) -> io.NodeOutput:
         check_drawn(bits)
-        varied = edits.vary(bits.bits(), share, torch.Generator().manual_seed(seed))
-        return io.NodeOutput(replace(BitGrid.from_bits(varied, bits.step, bits.prompt), mask=bits.mask))
+        varied = edits.vary(bits.bits(), share, torch.Generator().manual_seed(seed), bits.indices)
+        same = {"mask": bits.mask, "indices": bits.indices}
+        return io.NodeOutput(replace(BitGrid.from_bits(varied, bits.step, bits.prompt), **same))
 
 
 class BitDanceBlendBits(io.ComfyNode):
@@ -136,9 +138,13 @@ class BitDanceBlendBits(io.ComfyNode):
     def execute(cls, below: BitGrid, above: BitGrid, mask) -> io.NodeOutput:
         _check_alike("below", below, "above", above)
         batch = max(below.batch, above.batch)
-        tokens = token_mask(mask, Grid(below.height, below.width, 1), batch) >= THRESHOLD
+        step = below.step or above.step
+        tokens = token_mask(mask, Grid(below.height, below.width, 1), batch, step) >= THRESHOLD
         blended = edits.blend(below.bits(), above.bits(), tokens)
-        return io.NodeOutput(BitGrid.from_bits(blended, below.step or above.step, below.prompt))
+        # those of the input that has all pictures
+        indices = next((bits.indices for bits in (below, above) if bits.indices and bits.batch == batch), None)
+        grid = BitGrid.from_bits(blended, step, below.prompt)
+        return io.NodeOutput(replace(grid, indices=indices))
 
 
 class BitDanceInspectBits(io.ComfyNode):

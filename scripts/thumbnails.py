@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from bitdance_core.checkpoints.files import write_whole
 from comfyui import Server, comfy_cli, run_workflow
 from environment import COMFYUI, ROOT, ensure_comfyui
 
@@ -20,13 +21,17 @@ def main() -> None:
     with Server(python, ensure_comfyui(), COMFYUI / "demo", "--cpu") as server:
         for workflow in sorted((ROOT / "workflows").glob("*.json")):
             if workflow.stem in CARDS:
-                in_a_row([card(words) for words in CARDS[workflow.stem]]).save(workflow.with_suffix(".jpg"), quality=88)
+                write(in_a_row([card(words) for words in CARDS[workflow.stem]]), workflow.with_suffix(".jpg"))
                 continue
             done = comfy_cli(python, "--json", *run_workflow(workflow, server), capture_output=True, text=True)
             prompt_id = json.loads(done.stdout.strip().splitlines()[-1])["data"]["prompt_id"]
             files = server.images(server.wait(prompt_id))
-            in_a_row([Image.open(io.BytesIO(file)) for file in files]).save(workflow.with_suffix(".jpg"), quality=88)
+            write(in_a_row([Image.open(io.BytesIO(file)) for file in files]), workflow.with_suffix(".jpg"))
             print(workflow.with_suffix(".jpg"))
+
+
+def write(image: Image.Image, path: Path) -> None:
+    write_whole(path, lambda file: image.save(file, "JPEG", quality=88))
 
 
 def card(words: str) -> Image.Image:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.files import write_whole
 from ..errors import BitDanceError
 from .jobs import Job
 
@@ -111,15 +111,10 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 
 def write(path: Path, data: bytes, out: Path) -> None:
-    """Write a file completely or not at all: to a name unique to this process, then rename. Syncs to the disk."""
+    """Write a file completely or not at all (see `write_whole`); what a killed run leaves is removed by the next."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         (out / PARTIAL).mkdir(exist_ok=True)
-        partial = out / PARTIAL / f"{path.name}.{platform.node()}.{os.getpid()}"
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise BitDanceError(f"{path} cannot be written ({error})") from error
+    write_whole(path, data, beside=out / PARTIAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,21 @@ def pad(bits: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
     return F.pad(bits.float(), (left, right, top, bottom), mode="replicate") > 0.5
 
 
-def vary(bits: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Flip a random `share` (0 to 1) of each picture's bits; `generator` is on the CPU."""
+def vary(bits: Tensor, share: float, generator: torch.Generator, indices: Sequence[int] | None = None) -> Tensor:
+    """Flip a random `share` (0 to 1) of each picture's bits; `generator` is on the CPU.
+
+    `indices` are the pictures' numbers in the batch that they were taken from (default: 0, 1, …): in any batch, the
+    picture of one number has the same bits flipped.
+    """
     if not 0 <= share <= 1:
         raise BitDanceError(f"the share of bits to flip must be from 0 to 1, found {share!r}")
     flat = bits.flatten(1).clone()
-    count = round(share * flat.shape[1])
-    for row in flat:
-        chosen = torch.randperm(len(row), generator=generator)[:count]
-        row[chosen] = ~row[chosen]
+    count, indices = round(share * flat.shape[1]), range(len(flat)) if indices is None else indices
+    for number in range(max(indices) + 1):
+        chosen = torch.randperm(flat.shape[1], generator=generator)[:count]
+        for row, index in zip(flat, indices):
+            if index == number:
+                row[chosen] = ~row[chosen]
     return flat.view_as(bits)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from ..checkpoints.files import open_safetensors
+from ..checkpoints.files import open_safetensors, write_whole
 from ..errors import BitDanceError, whole_number
 from ..model.binarize import pack, unpack
 from ..model.fields import MAX_WIDTH
@@ -34,6 +34,9 @@ class BitGrid:
     packed: Tensor | None = None  # uint8 (batch, ceil(channels * height * width / 8)), see bits.pack
     prompt: str = ""  # that the pictures were drawn from
     mask: Tensor | None = None  # (n or 1, H, W): where to redraw; not saved to files
+    # each picture's number in a batch that it was taken from, which decides its noise (see `NoiseSource`); None: an
+    # ordinary batch; not saved to files
+    indices: tuple[int, ...] | None = None
 
     @classmethod
     def from_bits(cls, bits: Tensor, step: int | None, prompt: str = "") -> BitGrid:
@@ -79,9 +82,7 @@ def save_bits(grid: BitGrid, path: Path, metadata: dict[str, str] | None = None)
     fields = ("batch", "height", "width", "step", "channels")
     header = {name: str(getattr(grid, name) or 0) for name in fields}
     header |= {"format": FORMAT, "tokenizer": grid.tokenizer, "prompt": grid.prompt}
-    partial = path.with_name(path.name + ".partial")  # so that the final name never has a partial file
-    save_file({"bits": grid.packed.contiguous()}, partial, {**(metadata or {}), **header})
-    partial.replace(path)
+    write_whole(path, save({"bits": grid.packed.contiguous()}, {**(metadata or {}), **header}))
 
 
 def load_bits(path: Path) -> BitGrid:

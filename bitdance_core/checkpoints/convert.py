@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import BitDanceError, format_bytes
 from ..version import __version__
 from .checkpoint import ClassCheckpoint, TextCheckpoint, recognise
-from .files import open_safetensors, read_text
+from .files import open_safetensors, read_text, write_whole
 from .layouts import HEADER_KEY, WEIGHTS, Layout
 from .load import check_tensors
 from .locate import Source, locate
@@ -126,9 +126,7 @@ def convert(
         try:
             output.path.parent.mkdir(parents=True, exist_ok=True)
             if output.text is not None:
-                partial = output.path.with_name(f".{output.path.name}.partial")
-                partial.write_bytes(output.text.encode())  # as bytes: text mode would change newlines on Windows
-                partial.replace(output.path)
+                write_whole(output.path, output.text.encode())  # as bytes: text mode would change newlines on Windows
                 advance(output.nbytes)
         except OSError as error:
             raise BitDanceError(f"{output.path} cannot be written ({error.strerror or error})") from error

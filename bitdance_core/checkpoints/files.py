@@ -1,14 +1,16 @@
-"""Read files that may be missing, truncated, damaged or hostile; every error names the file."""
+"""Read files that may be missing, truncated, damaged or hostile, and write whole ones; every error names the file."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -56,6 +58,33 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BitDanceError(f"{path} must hold a JSON object, found a {type(data).__name__}")
     return data
+
+
+def write_whole(path: Path, data: bytes | Callable[[BinaryIO], object], beside: Path | None = None) -> None:
+    """Write a file completely or not at all: whatever happens, `path` has its old content or all of the new one.
+
+    `data` is the content, or a function that writes it to a binary file. It goes to a hidden file of a unique name in
+    the folder `beside` (default: that of `path`; on the same disk), is synced, and then renamed. A link keeps pointing
+    to its file, and a file that is replaced keeps its permissions. Raises BitDanceError if the file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.exists(target) and not os.path.isfile(target):  # False, not an error, for a name that is too long
+        raise BitDanceError(f"{path} cannot be written (it is a folder or a device)")
+    # of its own short name: that of the file may already be as long as names can be
+    partial = (beside or target.parent) / f".{secrets.token_hex(8)}.partial"
+    try:
+        try:
+            with partial.open("xb+") as file:
+                file.write(data) if isinstance(data, bytes) else data(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                partial.chmod(target.stat().st_mode & 0o777)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise BitDanceError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 class TensorFile(Protocol):

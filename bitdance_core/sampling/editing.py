@@ -47,12 +47,14 @@ def make_edit(
     grid: Grid,
     num_images: int,
     channels: int,
+    step: int | None = None,
 ) -> Edit | None:
     """The edit that a user asks for; None where nothing is kept, so that a fresh picture is drawn.
 
     init_bits is bool (n or 1, C, h, w), or +-1. A mask (n or 1, H, W) of any size lies over the whole picture: a token
     is redrawn where it reaches 0.5 at any of the token's pixels, with `denoise` times the largest value there, so that
-    soft masks change less. Raises BitDanceError for what does not fit.
+    soft masks change less. With `step`, pixels of a token's side, the mask of a picture that was cropped to whole
+    tokens is cropped alike (see `token_mask`). Raises BitDanceError for what does not fit.
     """
     if not isinstance(denoise, Real) or not 0 <= denoise <= 1:
         raise BitDanceError(f"denoise must be a number from 0 to 1, found {denoise!r}")
@@ -69,7 +71,7 @@ def make_edit(
         )
     if is_fresh:
         return None
-    amount = torch.ones(1, grid.height, grid.width) if mask is None else token_mask(mask, grid, num_images)
+    amount = torch.ones(1, grid.height, grid.width) if mask is None else token_mask(mask, grid, num_images, step)
     until = torch.where(amount >= THRESHOLD, 1 - denoise * amount, 1.0).expand(num_images, -1, -1)
     if not until.any():
         return None
@@ -77,8 +79,12 @@ def make_edit(
     return Edit(bits.expand(num_images, -1, -1, -1), until)
 
 
-def token_mask(mask: Tensor, grid: Grid, num_images: int) -> Tensor:
-    """A mask (n or 1, H, W) in [0, 1] of any size -> its largest value in each token (n or 1, h, w), float32."""
+def token_mask(mask: Tensor, grid: Grid, num_images: int, step: int | None = None) -> Tensor:
+    """A mask (n or 1, H, W) in [0, 1] of any size -> its largest value in each token (n or 1, h, w), float32.
+
+    With `step`, pixels of a token's side: if the mask has the size of a picture that encoding crops to this grid, it is
+    cropped as the picture is, so that both agree to the pixel. A mask of any other size is stretched over the grid.
+    """
     mask = torch.as_tensor(mask)
     if mask.ndim == 2:
         mask = mask[None]
@@ -86,7 +92,16 @@ def token_mask(mask: Tensor, grid: Grid, num_images: int) -> Tensor:
         count = "1" if num_images == 1 else f"1 or {num_images}"
         raise BitDanceError(f"a mask must be ({count}, H, W), for all pictures or one each, found {list(mask.shape)}")
     mask = mask.float().cpu().nan_to_num(0).clamp(0, 1)
+    if step and (mask.shape[1] // step, mask.shape[2] // step) == (grid.height, grid.width):
+        mask = crop_to_tokens(mask, step)
     return F.adaptive_max_pool2d(mask[:, None], (grid.height, grid.width))[:, 0]
+
+
+def crop_to_tokens(pixels: Tensor, step: int) -> Tensor:
+    """Crop (…, H, W) to multiples of `step` equally at both ends; an odd pixel more goes at the lower and right end."""
+    height, width = (side // step * step for side in pixels.shape[-2:])
+    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    return pixels[..., top : top + height, left : left + width]
 
 
 def region_map(covers: Sequence[Tensor], grid: Grid) -> Tensor:

@@ -13,7 +13,7 @@ from ..model.class_model import ImageNetModel
 from ..model.graphs import Graphs
 from ..model.text_model import BitDance
 from .canvas import Canvas
-from .flow import plan_noise
+from .noise import NoiseSource
 from .patch import HeadVelocity, PatchSampler
 from .plan import Request
 
@@ -46,11 +46,12 @@ def generate(
     pin = torch.device(device).type == "cuda" and generator.device.type == "cpu"
     reader = model.reader(request.branches, n, grid, len(steps), device, dtype)
     sample = PatchSampler(model.head, device, dtype, cancel, graphs, velocity)
+    source = NoiseSource(generator, request.indices)
     check_cancelled(cancel)
     hidden, read = reader.prefill(), 0
     for step in steps:
         shape = n * (2 if step.is_separate else 1), grid.tokens_per_patch, channels
-        noise = plan_noise(shape, step.noise_draws, generator, pin)
+        noise = source.draw(shape, step.noise_draws, pin)
         if step.is_kept:
             continue
         if read < step.patch:

@@ -37,6 +37,7 @@ class Request:
 
     `branches` are what the model's `reader` takes: conditional ones and, where the sampling is guided, an unconditional
     one, last. With several conditional branches, `regions` [patches, P] says which of them each token follows.
+    `indices`, one for each image, make an image's noise independent of its batch (see `NoiseSource`).
     """
 
     branches: Sequence[Sequence[int]]
@@ -45,8 +46,10 @@ class Request:
     num_images: int
     edit: Edit | None = None
     regions: Tensor | None = None
+    indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        assert self.indices is None or len(self.indices) == self.num_images
         assert self.conditional == 1 if self.regions is None else self.regions.max() < self.conditional
 
     @property

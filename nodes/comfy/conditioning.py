@@ -78,7 +78,7 @@ def _region(options: dict, grid: Grid, step: int) -> Tensor:
     if (mask := options.get("mask")) is not None:
         if mask.ndim == 3 and len(mask) > 1:
             raise BitDanceError(f"the mask of a prompt must be 1 mask for all pictures, found {len(mask)}")
-        covered &= token_mask(mask, grid, 1)[0] >= THRESHOLD
+        covered &= token_mask(mask, grid, 1, step)[0] >= THRESHOLD
     return covered
 
 

@@ -13,7 +13,7 @@ from ...bitdance_core.bits.grid import BitGrid
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.class_config import ImageNetConfig
 from ...bitdance_core.model.grid import Grid
-from ...bitdance_core.model.text_config import BitDanceConfig
+from ...bitdance_core.model.text_config import AutoencoderConfig, BitDanceConfig
 from ...bitdance_core.sampling.editing import Edit, make_edit
 from ...bitdance_core.sampling.generate import generate
 from ...bitdance_core.sampling.memory import check_request
@@ -125,14 +125,16 @@ def draw(
     sampling = options.sampling(config, sampler, steps, guidance, time_shift(model))
     compute = compute_dtype(model)
     subject = _read(host, positive, negative, grid, bits.batch, guided=sampling.branches > 1)
-    edit = _edit(bits, denoise, mask, grid, autoencoder.bits, subject.num_images)
-    request = Request(subject.branches, grid, sampling, subject.num_images, edit, subject.regions)
+    edit = _edit(bits, denoise, mask, grid, autoencoder, subject.num_images)
+    indices = _indices(bits, subject.num_images)
+    request = Request(subject.branches, grid, sampling, subject.num_images, edit, subject.regions, indices)
     names = MEMORY_WIDGETS if host.prompts is not None else {name: MEMORY_WIDGETS[name] for name in ("images", "steps")}
     room, where = mm.get_total_memory(model.load_device), f"the device {model.load_device}"
     memory = check_request(config, request, compute.itemsize, room, where, names, options.cuda_graphs)
     evaluations = request.evaluations()
     if not evaluations:
-        return replace(bits, batch=subject.num_images, packed=bits.packed.expand(subject.num_images, -1), mask=None)
+        packed = bits.packed.expand(subject.num_images, -1)
+        return replace(bits, batch=subject.num_images, packed=packed, mask=None, indices=indices)
 
     patchers = patchers_of(model)
     mm.load_models_gpu(patchers, memory_required=memory)
@@ -167,7 +169,7 @@ def draw(
             graphs,
             compiled_head(model),
         )
-    return BitGrid.from_bits(drawn, autoencoder.downscale, subject.text)
+    return replace(BitGrid.from_bits(drawn, autoencoder.downscale, subject.text), indices=indices)
 
 
 @dataclass(frozen=True)
@@ -193,8 +195,15 @@ def _read(host: BitDanceHost, positive, negative, grid: Grid, batch: int, guided
     return _Subject(branches, batch, regions, text)
 
 
+def _indices(bits: BitGrid, num_images: int) -> tuple[int, ...] | None:
+    """Return the number of each picture; several classes on one numbered picture count on from it."""
+    if bits.indices is None or bits.batch == num_images:
+        return bits.indices
+    return tuple(range(bits.indices[0], bits.indices[0] + num_images))
+
+
 def _edit(
-    bits: BitGrid, denoise: float, mask: torch.Tensor | None, grid: Grid, channels: int, batch: int
+    bits: BitGrid, denoise: float, mask: torch.Tensor | None, grid: Grid, autoencoder: AutoencoderConfig, batch: int
 ) -> Edit | None:
     """Make the edit of the sampler's inputs, or None to draw new pictures.
 
@@ -210,7 +219,8 @@ def _edit(
         raise BitDanceError(
             f"{edit} needs bits to start from, but 'bits' is an empty canvas; connect drawn, loaded or encoded bits"
         )
-    return make_edit(bits.bits() if bits.packed is not None else None, denoise, mask, grid, batch, channels)
+    start = bits.bits() if bits.packed is not None else None
+    return make_edit(start, denoise, mask, grid, batch, autoencoder.bits, autoencoder.downscale)
 
 
 def compiled_head(model) -> HeadVelocity | None:

@@ -66,12 +66,31 @@ def test_several_pictures_are_reconstructed_into_a_folder(tmp_path):
     assert mean.startswith("mean of 2: ") and np.mean(values[:2], axis=0) == pytest.approx(values[2], abs=0.01)
 
 
+def test_reconstruct_crops_as_the_nodes_do_and_keeps_the_old_file_on_a_full_disk(tmp_path):
+    """A grey ramp of 19 rows loses one at the top and two below; what cannot be written loses nothing."""
+    ramp = np.repeat(np.arange(0, 190, 10, dtype=np.uint8)[:, None], 16, 1)
+    Image.fromarray(ramp).save(tmp_path / "in.png")
+    out = tmp_path / "out.png"
+    assert run("reconstruct", tmp_path / "in.png", "--model", P16, "-o", out).returncode == 0
+    Image.fromarray(ramp[1:17]).save(tmp_path / "cropped.png")
+    assert run("reconstruct", tmp_path / "cropped.png", "--model", P16, "-o", tmp_path / "same.png").returncode == 0
+    before = out.read_bytes()
+    assert before == (tmp_path / "same.png").read_bytes()
+    # no file may grow: the same error path as that of a full disk
+    command = f"ulimit -f 0; {sys.executable} -m bitdance_core reconstruct {tmp_path}/in.png --model {P16} -o {out}"
+    full = subprocess.run(["bash", "-c", f"trap '' XFSZ; {command}"], cwd=ROOT, capture_output=True, text=True)
+    assert full.returncode == 1 and re.search(r"out.png cannot be written \(File too large\)", full.stderr), full.stderr
+    assert out.read_bytes() == before and not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
 @pytest.mark.parametrize(
     ("names", "out", "words"),
     [
         (["a.png", "b.png"], "c.png", "c.png'.* 2 pictures .*folder"),
         (["a.png", "A.jpg"], "new", "two of the pictures .*rename"),
-        (["a.png", "b.png"], ".", "the pictures themselves.*give another"),
+        (["a.png", "b.png"], ".", "overwrite the picture '.*a.png' itself; give another"),
+        (["a.png"], "a.png", "overwrite the picture '.*a.png' itself; give another"),
+        (["a.png"], "link.png", "overwrite the picture '.*link.png' itself; give another"),
         (["a.png", "b.png"], "a.png/new", "a.png/new cannot be created"),
         (["a.png", "none.png"], "new", "none.png is missing"),
         (["a.png", "text.png"], "new", "text.png is not a readable picture"),
@@ -82,6 +101,7 @@ def test_what_cannot_be_reconstructed(names, out, words, tmp_path, capsys):
     for name, size in {"a.png": (16, 16), "A.jpg": (16, 16), "b.png": (16, 16), "tiny.png": (11, 40)}.items():
         Image.new("RGB", size).save(tmp_path / name)
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "link.png").hardlink_to(tmp_path / "a.png")
     before = sorted(tmp_path.iterdir())
     arguments = ["reconstruct", *(tmp_path / name for name in names), "--model", P16, "-o", tmp_path / out]
     assert main([str(argument) for argument in arguments]) == 1

@@ -11,7 +11,7 @@ import reference
 from bitdance_core import BitDanceError, BitDancePipeline
 from bitdance_core.bits.edits import bars, blend, differing, pad, planes, vary
 from bitdance_core.model.grid import Grid
-from bitdance_core.sampling.editing import make_edit, token_mask
+from bitdance_core.sampling.editing import crop_to_tokens, make_edit, token_mask
 from bitdance_core.sampling.flow import make_schedule
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request
@@ -320,6 +320,33 @@ def test_every_token_that_a_mask_touches_is_redrawn(size, rows):
     mask = torch.zeros(1, *size)
     mask[:, 1] = 1
     assert token_mask(mask, Grid(8, 8, 4), 1)[0].amax(1).nonzero().flatten().tolist() == rows
+
+
+@pytest.mark.parametrize("step", [4, 8, 16])
+@pytest.mark.parametrize("extra", [(0, 0), (1, 0), (0, 3), (3, 2), (15, 15), (7, 9)])
+def test_a_mask_of_a_cropped_picture_is_cropped_alike(step, extra):
+    """Marked pixels redraw the token that they are encoded to, and no other; cropped ones redraw none."""
+    height, width = 3 * step + extra[0] % step, 2 * step + extra[1] % step
+    picture = torch.arange(height * width).view(1, height, width)
+    kept = crop_to_tokens(picture, step)
+    assert kept.shape == (1, 3 * step, 2 * step)
+    top, left = height % step // 2, width % step // 2  # as comfy.sd.VAE crops
+    assert kept[0, 0, 0] == top * width + left
+    grid = Grid(3, 2, 1)
+    for row in range(3):
+        for column in range(2):
+            own = kept[:, row * step : (row + 1) * step, column * step : (column + 1) * step].flatten()
+            for pixel in (own[0], own[-1]):
+                tokens = token_mask((picture == pixel).float(), grid, 1, step)[0]
+                assert tokens.nonzero().tolist() == [[row, column]]
+    if kept.numel() < picture.numel():
+        outside = torch.isin(picture, kept, invert=True).float()
+        assert not token_mask(outside, grid, 1, step).any() and token_mask(outside, grid, 1).any()
+
+
+def test_a_mask_of_another_size_is_stretched_as_ever():
+    mask = torch.rand(1, 29, 31, generator=torch.Generator().manual_seed(0))
+    assert token_mask(mask, Grid(8, 8, 4), 1, 4).equal(token_mask(mask, Grid(8, 8, 4), 1))
 
 
 def test_little_denoise_changes_little():
