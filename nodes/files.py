@@ -9,7 +9,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..bitdance_core.bits.grid import BitGrid, load_bits, save_bits
-from ..bitdance_core.errors import MissingFileError
+from ..bitdance_core.errors import BitDanceError, MissingFileError
 from .comfy.folders import saved_files, saved_path
 from .comfy.outputs import keeps_metadata, number_file
 from .sockets import ALIASES, CATEGORY, Bits
@@ -44,8 +44,15 @@ class BitDanceSaveBits(io.ComfyNode):
 
     @classmethod
     def execute(cls, bits: BitGrid, filename_prefix) -> io.NodeOutput:
-        path, entry = number_file(filename_prefix, SUFFIX)
-        saved, metadata = bits, {"graph": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        if bits.step is None and ("%width%" in filename_prefix or "%height%" in filename_prefix):
+            raise BitDanceError(
+                f"filename_prefix is '{filename_prefix}', but bits that came as a LATENT do not say how many pixels "
+                "they are; remove %width% and %height%, or encode with Binary Tokenizer Encode"
+            )
+        height, width = bits.size(1)
+        path, entry = number_file(filename_prefix, SUFFIX, width, height)
+        # the names under which the page looks for a workflow, and for a graph that was queued without one
+        saved, metadata = bits, {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
         if not keeps_metadata():
             saved, metadata = replace(bits, prompt=""), {}
         save_bits(saved, path, {key: json.dumps(value) for key, value in metadata.items()})

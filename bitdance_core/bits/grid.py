@@ -75,13 +75,14 @@ class BitGrid:
 def save_bits(grid: BitGrid, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file: the bits, and the other fields in its header with `metadata`.
 
-    Raises BitDanceError for an empty canvas.
+    The prompt is under `text`, because ComfyUI's page reads a graph from `prompt`. Raises BitDanceError for an empty
+    canvas.
     """
     if grid.packed is None:
         raise BitDanceError("an empty canvas has no bits to save; draw on it first, or encode an image")
     fields = ("batch", "height", "width", "step", "channels")
     header = {name: str(getattr(grid, name) or 0) for name in fields}
-    header |= {"format": FORMAT, "tokenizer": grid.tokenizer, "prompt": grid.prompt}
+    header |= {"format": FORMAT, "tokenizer": grid.tokenizer, "text": grid.prompt}
     write_whole(path, save({"bits": grid.packed.contiguous()}, {**(metadata or {}), **header}))
 
 
@@ -110,4 +111,6 @@ def load_bits(path: Path) -> BitGrid:
                 f"{path.name} is damaged: its header says {n} grids of {channels}x{height}x{width} bits, "
                 f"its tensor is {part.get_shape()} of {part.get_dtype()}"
             )
-        return BitGrid(n, height, width, step, channels, file.get_tensor("bits"), header.get("prompt", ""))
+        return BitGrid(
+            n, height, width, step, channels, file.get_tensor("bits"), header.get("text", header.get("prompt", ""))
+        )  # older files: `prompt`

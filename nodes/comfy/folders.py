@@ -11,6 +11,7 @@ import folder_paths
 from ...bitdance_core.checkpoints.layouts import WEIGHTS
 from ...bitdance_core.checkpoints.tensor_names import parts_in
 from ...bitdance_core.errors import MissingFileError
+from .listing import files_below
 
 FOLDER = "bitdance"  # under models/, and in extra_model_paths.yaml
 
@@ -61,7 +62,7 @@ def file_path(key: str, name: str) -> Path:
 def saved_files(suffix: str) -> tuple[list[str], list[str]]:
     """List the files with a suffix in the input folder and in the output folder, by their paths relative to it."""
     return tuple(
-        _files_below(root, suffix) for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory())
+        files_below(root, suffix) for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory())
     )
 
 
@@ -71,11 +72,3 @@ def saved_path(name: str) -> Path:
     Raises ValueError for a path outside of these folders.
     """
     return Path(folder_paths.get_annotated_filepath(name))
-
-
-def _files_below(root: str, suffix: str) -> list[str]:
-    found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(suffix)]
-    return sorted(found)

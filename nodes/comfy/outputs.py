@@ -35,10 +35,13 @@ def show_note(text: str) -> None:
         show_text(text, context.node_id)
 
 
-def number_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
-    """Choose a numbered file in the output folder, as for images; returns its path, and its entry for the page."""
+def number_file(prefix: str, suffix: str, width: int = 0, height: int = 0) -> tuple[Path, dict[str, str]]:
+    """Choose a numbered file in the output folder, as for images; returns its path, and its entry for the page.
+
+    `width` and `height` replace %width% and %height% in the prefix.
+    """
     root = folder_paths.get_output_directory()
-    folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
+    folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root, width, height)
     name = f"{filename}_{counter:05}_{suffix}"
     return Path(folder) / name, {"filename": name, "subfolder": subfolder, "type": "output"}
 

@@ -1,9 +1,12 @@
 """ComfyUI's own LATENT and inpainting nodes in front of Latent to Bits, in a real server."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from bitdance_core.bits.grid import load_bits
 from graphs import PROMPT, Graph, load, sample, show
@@ -153,3 +156,32 @@ def test_a_mask_redraws_the_tokens_of_its_pixels(bits_of, base, encoder):
     expected = torch.zeros_like(changed)
     expected[(37 - 1) // 4 :, (21 - 1) // 4 :] = True  # stretched over the grid, it would touch one token more
     assert not (changed & ~expected).any() and changed[expected].float().mean() > 0.7
+
+
+def test_the_size_of_the_pictures_in_a_files_name(run, base):
+    graph, loader, positive, empty = start(1)
+    bits = drawn(graph, loader, positive, empty)
+    graph.add("BitDanceSaveBits", bits=bits[0], filename_prefix="sizes/%width%x%height%")
+    run(graph)
+    assert [path.name for path in (base / "output" / "sizes").iterdir()] == ["32x32_00001_.safetensors"]
+    encoded = graph.add(
+        "VAEEncode", pixels=graph.add("EmptyImage", width=32, height=48, batch_size=1, color=0)[0], vae=loader[2]
+    )
+    unknown = graph.add("BitDanceLatentToBits", latent=encoded[0])
+    graph.add("BitDanceSaveBits", bits=unknown[0], filename_prefix="sizes/%width%x%height%")
+    with pytest.raises(RuntimeError, match="filename_prefix is 'sizes/%width%x%height%'.* remove %width%"):
+        run(graph)
+
+
+def test_a_file_contains_the_graph_where_the_page_looks_for_it(run, base):
+    """ComfyUI's page opens `workflow`, else `prompt`, from a file's header; the API queues no workflow."""
+    graph, loader, positive, empty = start(1)
+    bits = drawn(graph, loader, positive, empty)
+    graph.add("BitDanceSaveBits", bits=bits[0], filename_prefix="api/x")
+    run(graph)
+    path = base / "output" / "api" / "x_00001_.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    saved = {number: node["inputs"] for number, node in json.loads(metadata["prompt"]).items()}
+    assert saved == {number: node["inputs"] for number, node in graph.items()} and "workflow" not in metadata
+    assert load_bits(path).prompt == PROMPT

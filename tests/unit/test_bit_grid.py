@@ -35,7 +35,7 @@ def test_a_picture_of_1024_pixels_is_16_kilobytes(tmp_path):
     with safe_open(path, "pt") as file:
         assert file.metadata() == {
             "format": "bitdance_bits", "tokenizer": "d16c32", "batch": "1", "height": "64", "width": "64", "step": "16",
-            "channels": "32", "prompt": "a cat",
+            "channels": "32", "text": "a cat",
         }  # fmt: skip
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
@@ -100,4 +100,12 @@ def test_headers_are_plain_json(tmp_path):
     save_bits(BitGrid.from_bits(torch.rand(1, 8, 4, 4) > 0.5, 16, 'a "cat" \n 猫'), path)
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert header["__metadata__"]["prompt"] == 'a "cat" \n 猫'
+    assert header["__metadata__"]["text"] == 'a "cat" \n 猫'
+
+
+def test_files_of_older_versions_keep_their_prompt(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_bits(BitGrid.from_bits(torch.rand(1, 8, 4, 4) > 0.5, 16, "a cat"), path, {"prompt": '{"1": {}}'})
+    assert load_bits(path).prompt == "a cat"
+    rewrite(path, text=None, prompt="a dog")
+    assert load_bits(path).prompt == "a dog"
