@@ -35,9 +35,9 @@ def choose(device: torch.device | str | None, dtype: torch.dtype | str | None) -
 
 
 def compute_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return a dtype to compute in, given itself or by name. Raises BitDanceError for any other."""
+    """Return a dtype to compute in, given by name or itself (float64 too). Raises BitDanceError for any other."""
     found = COMPUTE_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in COMPUTE_DTYPES.values():
+    if not isinstance(found, torch.dtype) or found not in (*COMPUTE_DTYPES.values(), torch.float64):
         raise BitDanceError(f"dtype must be one of {', '.join(COMPUTE_DTYPES)}, found {dtype!r}")
     return found
 

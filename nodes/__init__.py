@@ -15,6 +15,7 @@ from .classes import BitDanceClassCondition
 from .comfy import folders
 from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
+from .guard import guard
 from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer
 from .metrics import BitDanceCompareImages
 from .sampling import BitDanceNextPatchSampler, BitDanceSamplingOptions
@@ -42,6 +43,8 @@ NODES: list[type[io.ComfyNode]] = [
     BitDanceInspectBits,
     BitDanceCompareImages,
 ]
+for node in NODES:
+    guard(node)
 
 
 class BitDanceExtension(ComfyExtension):

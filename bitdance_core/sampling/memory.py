@@ -77,7 +77,7 @@ def _counts(config: BitDanceConfig | ImageNetConfig, request: Request) -> dict[s
         "grid": request.grid,
         "branch_lengths": [config.prompt_length(branch) for branch in request.branches],
         "num_images": request.num_images,
-        "steps": max(sampling.steps, sampling.last_steps or 0),
+        "steps": int(max(sampling.steps, sampling.last_steps or 0)),  # NumPy's small integers overflow
         "longest_read": 1 if edit is None else edit.longest_read(request.grid),
     }
 

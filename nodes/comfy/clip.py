@@ -120,7 +120,7 @@ def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
 
 def check_clip(clip) -> comfy.sd.CLIP:
     """Return a CLIP that is BitDance's. Raises BitDanceError for any other."""
-    if clip is None or not isinstance(clip.tokenizer, Tokenizer):
+    if not isinstance(getattr(clip, "tokenizer", None), Tokenizer):
         raise BitDanceError("this CLIP is not BitDance's; connect the CLIP of Load BitDance Model")
     return clip
 
