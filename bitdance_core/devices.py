@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import BitDanceError
+from .errors import BitDanceError, shorten
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # by users' names
 
@@ -38,7 +38,7 @@ def compute_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Return a dtype to compute in, given by name or itself (float64 too). Raises BitDanceError for any other."""
     found = COMPUTE_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or found not in (*COMPUTE_DTYPES.values(), torch.float64):
-        raise BitDanceError(f"dtype must be one of {', '.join(COMPUTE_DTYPES)}, found {dtype!r}")
+        raise BitDanceError(f"dtype must be one of {', '.join(COMPUTE_DTYPES)}, found {shorten(dtype)}")
     return found
 
 

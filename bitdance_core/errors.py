@@ -21,6 +21,15 @@ class MissingFileError(BitDanceError, FileNotFoundError):
         return str(self.args[0])
 
 
+def shorten(value: Any) -> str:
+    """Write a value for a message, at most 80 characters of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write whole numbers of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return `value` as an int. Raises BitDanceError unless it is a whole number (NumPy's too, not 2.0 or True) in
     [least, most].
@@ -28,7 +37,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_whole or value < least or (most is not None and value > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise BitDanceError(f"{name} must be a whole number {limits}, found {value!r}")
+        raise BitDanceError(f"{name} must be a whole number {limits}, found {shorten(value)}")
     return int(value)
 
 

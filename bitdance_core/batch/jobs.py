@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..checkpoints.files import read_text
 from ..checkpoints.tensor_names import Component
-from ..errors import BitDanceError, whole_number
+from ..errors import BitDanceError, shorten, whole_number
 from ..pipeline import Pipeline
 from ..sampling.flow import SAMPLERS
 from ..sampling.settings import option_names
@@ -110,7 +110,8 @@ def check_row(row: Row, layout: str) -> None:
     """Raise BitDanceError for an id that is not a file name, and for values of the wrong type."""
     if not isinstance(row.id, str) or not ID.fullmatch(row.id) or RESERVED.fullmatch(row.id):
         raise row.refuse(
-            f"id {row.id!r} is not a file name; use up to 100 letters, digits, '_', '-', and '.' or spaces inside"
+            f"id {shorten(row.id)} is not a file name; use up to 100 letters, digits, '_', '-', "
+            "and '.' or spaces inside"
         )
     if layout == "geneval" and not (row.id.isascii() and row.id.isdigit()):
         raise row.refuse(f"id '{row.id}' must be a number: GenEval reads folders named by numbers only")
@@ -125,14 +126,14 @@ def check_row(row: Row, layout: str) -> None:
         raise row.refuse(error) from error
     for name in TEXTS:
         if not isinstance(data.get(name), str | None):
-            raise row.refuse(f"{name} must be text, found {data[name]!r}")
+            raise row.refuse(f"{name} must be text, found {shorten(data[name])}")
     guidance, labels, sampler = data.get("guidance"), data.get("labels"), data.get("sampler")
     if guidance is not None and (isinstance(guidance, bool) or not isinstance(guidance, Real)):
-        raise row.refuse(f"guidance must be a number, found {guidance!r}")
+        raise row.refuse(f"guidance must be a number, found {shorten(guidance)}")
     if sampler is not None and sampler not in SAMPLERS:
         raise row.refuse(f"unknown sampler '{sampler}', have: {', '.join(SAMPLERS)}")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(k, int | str) for k in labels)):
-        raise row.refuse(f"labels must be a list of classes by name or number, found {labels!r}")
+        raise row.refuse(f"labels must be a list of classes by name or number, found {shorten(labels)}")
     if (data.get("prompt") is None) == (labels is None):
         raise row.refuse("give either 'prompt' or, for an ImageNet model, 'labels'")
     if data.get("prompt") is not None and not data["prompt"].strip():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
-from ..errors import BitDanceError, whole_number
+from ..errors import BitDanceError, shorten, whole_number
 from ..model.class_config import ImageNetConfig
 from ..model.text_config import BitDanceConfig
 from .flow import DEFAULT_SAMPLER, Schedule, find_sampler, make_schedule
 
 MAX_STEPS = 100_000  # of a patch; a thousand are already more than any sampler needs
+MAX_NUMBER = 1e30  # that float32 still multiplies; Python's whole numbers have no end
 GUIDANCE_SCHEDULES = ("constant", "linear")
 
 
@@ -81,14 +81,16 @@ class Sampling:
             whole_number("last_steps", self.last_steps, least=1, most=MAX_STEPS)
         numbers = {"guidance": self.guidance, "last_guidance": self.last_guidance, "noise_scale": self.noise_scale}
         for name, value in numbers.items():
-            if value is not None and not (isinstance(value, Real) and 0 <= value < math.inf):
-                raise BitDanceError(f"{name} must be a number of at least 0, found {value!r}")
+            if value is not None and not (isinstance(value, Real) and 0 <= value < MAX_NUMBER):
+                raise BitDanceError(f"{name} must be a number of at least 0, found {shorten(value)}")
         if not (isinstance(self.time_shift, Real) and 0.01 <= self.time_shift <= 100):
-            raise BitDanceError(f"time_shift must lie between 0.01 and 100, found {self.time_shift!r}")
+            raise BitDanceError(f"time_shift must lie between 0.01 and 100, found {shorten(self.time_shift)}")
         times = self.guidance_interval
         is_pair = isinstance(times, tuple | list) and len(times) == 2 and all(isinstance(t, Real) for t in times)
         if not (is_pair and 0 <= times[0] <= times[1] <= 1):
-            raise BitDanceError(f"guidance_interval must be two times in [0, 1] in ascending order, found {times}")
+            raise BitDanceError(
+                f"guidance_interval must be two times in [0, 1] in ascending order, found {shorten(times)}"
+            )
 
     @property
     def branches(self) -> int:

@@ -137,6 +137,28 @@ def test_allocators_of_the_cpu_are_caught(fail, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "bitdance: not enough memory on cpu; draw fewer or smaller pictures at once\n"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": "x", "id": [1, 2]}', '{"prompt": "x", "id": {"a": 1}}', '{"prompt": "x", "id": true}',
+        '{"prompt": "x", "id": "%s"}' % ("n" * 10**5), '{"prompt": {"a": 1}}', '{"prompt": ["x"]}', '{"prompt": 5}',
+        '{"labels": {"a": 1}}', '{"prompt": "x", "guidance": 1%s}' % ("0" * 400), '{"prompt": "x", "guidance": [1]}',
+        '{"prompt": "x", "steps": 1%s}' % ("0" * 400), '{"prompt": "x", "steps": "5"}', '{"prompt": "x", "seed": 1.5}',
+        '{"prompt": "x", "guidance_interval": {"a": 1}}', '{"prompt": "x", "noise_scale": "much"}',
+        '{"prompt": "x", "sampler": ["euler"]}', '{"prompt": "x", "schedule": ["linear"]}',
+        '{"prompt": "x", "schedule": {}}', '{"prompt": "x", "time_shift": {}}', '{"prompt": "x", "last_steps": [1]}',
+        '{"prompt": "x", "steps": 1%s}' % ("0" * 5000), "[" * 10**5, "5", "null", '"text"', "[]", '{"prompt": null}',
+    ],
+    ids=lambda line: line[:50],
+)  # fmt: skip
+def test_lines_of_other_types_are_refused_in_a_sentence(line, tmp_path, capsys, unreadable):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(line + "\n")
+    assert batch(prompts, tmp_path / "out", "--model", P16, *SIZE) == 1
+    printed = capsys.readouterr().err
+    assert "p.jsonl, line 1" in printed and printed.count("\n") == 1 and len(printed) < 600
+
+
 @pytest.mark.parametrize("dtype", ["bfloat17", "int8", torch.int8, 16, {}, ["float32"]])
 def test_another_dtype_is_named(dtype):
     with pytest.raises(BitDanceError, match="dtype must be one of float32, bfloat16, float16, found"):
