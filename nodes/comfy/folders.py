@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...bitdance_core.checkpoints.layouts import WEIGHTS
+from ...bitdance_core.checkpoints.layouts import is_weights
 from ...bitdance_core.checkpoints.tensor_names import parts_in
 from ...bitdance_core.errors import MissingFileError
 
@@ -27,7 +27,7 @@ def weight_files(key: str) -> dict[str, Path]:
     """Map the names that ComfyUI lists to the paths of weight files, for one of its folders."""
     found = {}
     for name in folder_paths.get_filename_list(key):
-        if name.lower().endswith(WEIGHTS) and (path := folder_paths.get_full_path(key, name)):
+        if is_weights(Path(name)) and (path := folder_paths.get_full_path(key, name)):
             found[name] = Path(path)
     return found
 
@@ -77,5 +77,9 @@ def _files_below(root: str, suffix: str) -> list[str]:
     found = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(suffix)]
+        found += [
+            (Path(folder) / name).relative_to(root).as_posix()
+            for name in files
+            if name.endswith(suffix) and not name.startswith("._")
+        ]
     return sorted(found)
