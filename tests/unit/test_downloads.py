@@ -14,9 +14,7 @@ from hub_server import serve
 from paths import ROOT
 
 REPOSITORY, DATA = "owner/model", bytes(range(256)) * 2000
-CODE = (
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bitdance_core.checkpoints.hub import main; sys.exit(main())"
-)
+IMPORT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bitdance_core.checkpoints.hub import main"
 
 
 @pytest.fixture
