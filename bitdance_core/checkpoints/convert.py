@@ -20,6 +20,8 @@ from .files import open_safetensors, read_text, write_whole
 from .layouts import HEADER_KEY, WEIGHTS, Layout
 from .load import check_tensors
 from .locate import Source, locate
+from .locks import locked
+from .quantization import FORMATS
 from .recode import recoded, text_tensor
 from .tensor_names import (
     CLASS_MODEL,
@@ -30,14 +32,14 @@ from .tensor_names import (
     PROMPTS_KEY,
     TOKENIZER,
     Component,
+    Quantization,
 )
 from .tokenizer_files import TokenizerCheckpoint
 from .writer import Planned, write_safetensors
 
 OUTPUT_LAYOUTS = ("official", "comfy", "single")
-PRECISIONS = {
-    "keep": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8_e4m3fn": "F8_E4M3", "fp8_e5m2": "F8_E5M2",
-}  # fmt: skip
+PRECISIONS = {"keep": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+PRECISIONS |= {format.precision: format.stored for format in FORMATS.values() if format.precision}
 SHARD_BYTES = 5 * 10**9
 # files of a prompt tokenizer that an official folder may have beside tokenizer.json
 TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
@@ -123,30 +125,37 @@ def convert(
             progress(done, total)
 
     for output in todo:
-        try:
-            output.path.parent.mkdir(parents=True, exist_ok=True)
-            if output.text is not None:
-                write_whole(output.path, output.text.encode())  # as bytes: text mode would change newlines on Windows
-                advance(output.nbytes)
-        except OSError as error:
-            raise BitDanceError(f"{output.path} cannot be written ({error.strerror or error})") from error
-        if output.text is None:
-            write_safetensors(output.path, output.tensors, {"format": "pt", HEADER_KEY: note}, advance)
+        with locked(output.path):  # against a second conversion, which would write the same partial file
+            if not _is_done(output, note):
+                _write(output, note, advance)
     return [output.path for output in outputs]
+
+
+def _write(output: Output, note: str, advance: Callable[[int], None]) -> None:
+    if output.text is None:
+        write_safetensors(output.path, output.tensors, {"format": "pt", HEADER_KEY: note}, advance)
+        return
+    write_whole(output.path, output.text.encode())  # as bytes: text mode would change newlines on Windows
+    advance(output.nbytes)
 
 
 def _read(source: Path | tuple[Path, ...], tokenizer: Path | None) -> Model:
     """Recognise and check a source as its pipeline does."""
     checkpoint = recognise(source, tokenizer)
     if isinstance(checkpoint, TokenizerCheckpoint):
-        check_tensors(checkpoint.build(), checkpoint.component)
+        check_tensors(checkpoint.build(), checkpoint.component, _any)
         return Model(
             _stem(checkpoint.path), {TOKENIZER: checkpoint.component}, {TOKENIZER: checkpoint.config.to_dict()}
         )
     for module, component in checkpoint.modules(checkpoint.build()):
-        check_tensors(module, component)
-    check_tensors(checkpoint.tokenizer.build(), checkpoint.tokenizer.component)
+        check_tensors(module, component, _any)
+    check_tensors(checkpoint.tokenizer.build(), checkpoint.tokenizer.component, _any)
     return _described(checkpoint)
+
+
+def _any(quantization: Quantization) -> bool:
+    """Accept every quantized format: `recoded` refuses those that the requested precision would have to compute."""
+    return True
 
 
 @singledispatch
@@ -329,5 +338,9 @@ def _stem(path: Path, layout: Layout | None = None) -> str:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """Remove the entries that diffusers adds to every configuration."""
-    return {name: value for name, value in config.items() if name not in ("_class_name", "_diffusers_version")}
+    """Remove what diffusers adds to every configuration, and the quantization of other libraries.
+
+    The new files describe their quantization in ComfyUI's format, beside each weight.
+    """
+    foreign = ("_class_name", "_diffusers_version", "quantization_config", "compression_config")
+    return {name: value for name, value in config.items() if name not in foreign}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import BitDanceError, MissingFileError
+from .sniff import check_members, not_weights, trailing_bytes
 
 # several times the largest size that a model needs; a larger file could fill the memory
 MAX_JSON_BYTES = 64 * 2**20
@@ -39,7 +42,7 @@ def read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise BitDanceError(f"{path} is too large for a text file (at most {MAX_JSON_BYTES >> 20} MiB)")
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")  # editors on Windows write a byte order mark
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is missing") from error
     except OSError as error:
@@ -87,6 +90,19 @@ def write_whole(path: Path, data: bytes | Callable[[BinaryIO], object], beside: 
         raise BitDanceError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
+def check_exists(path: Path) -> None:
+    """Raise MissingFileError for a path without a file or folder, BitDanceError for a device or an impossible path."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise BitDanceError(f"{path!s:.200} cannot be read ({reason})") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise BitDanceError(f"{path} is a device or a pipe; expected a file or a folder")
+
+
 class TensorFile(Protocol):
     """An open file whose tensors are read one at a time: safetensors' interface, for both kinds of files."""
 
@@ -118,8 +134,9 @@ def is_torch_file(path: Path) -> bool:
 @contextmanager
 def open_safetensors(path: Path, device: str = "cpu") -> Iterator[safe_open]:
     """Open a safetensors file whose tensors are read one at a time to `device`."""
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing")
+    check_exists(path)
+    if words := not_weights(path):
+        raise BitDanceError(f"{path} {words}")
     try:
         with path.open("rb") as raw:  # gives the reason of a failure, which safetensors' error lacks
             size = int.from_bytes(raw.read(8), "little")
@@ -132,19 +149,28 @@ def open_safetensors(path: Path, device: str = "cpu") -> Iterator[safe_open]:
     except OSError as error:
         raise BitDanceError(f"{path} cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
+        if (extra := trailing_bytes(path)) > 0:
+            raise BitDanceError(
+                f"{path} has {extra} bytes behind its tensors; it was not written completely, or onto a longer file: "
+                "download it again"
+            ) from error
         raise BitDanceError(f"{path} is truncated or not a safetensors file ({error}); download it again") from error
 
 
 @contextmanager
 def open_torch(path: Path) -> Iterator[TensorFile]:
     """Open the tensors of a PyTorch file: those of its `ema`, `state_dict` or `model`, if present. Never runs code."""
+    if words := check_members(path):
+        raise BitDanceError(f"{path} {words}")
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # the older format
+        # trainers store their arguments too; a Namespace is a plain record, and is not used
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                content = torch.load(path, map_location="cpu", weights_only=True)  # the older format
     except pickle.UnpicklingError as error:
         raise BitDanceError(
             f"{path} contains more than tensors and is not loaded, because it could run code; "

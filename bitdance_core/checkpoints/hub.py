@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from ..errors import BitDanceError, MissingFileError, format_bytes
 from .layouts import COMFY_FOLDERS, FOLDER_FILES
+from .locks import locked
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"  # "../x" and "./x" are paths
 
@@ -112,7 +116,7 @@ def check_space(sizes: dict[str, int], folder: Path) -> None:
     # an interrupted download stays under .cache until it is complete
     begun = sum(path.stat().st_size for path in (folder / ".cache").rglob("*.incomplete"))
     here = {name for name, size in sizes.items() if (path := folder / name).is_file() and path.stat().st_size == size}
-    needed = sum(size for name, size in sizes.items() if name not in here) - begun
+    needed = max(0, sum(size for name, size in sizes.items() if name not in here) - begun)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -122,10 +126,11 @@ def check_space(sizes: dict[str, int], folder: Path) -> None:
 
 
 def fetch(repo_id: str, names: Iterable[str], folder: Path) -> Path:
-    """Download files of a repository to `folder` and return it; skip files already there in the right size.
+    """Download files of a repository to `folder` and return it; skip files already there with the hub's SHA-256.
 
     Unlike the hub's own library, which restarts an interrupted file, resume it, even one from an earlier process.
-    Raises MissingFileError if the download is interrupted, BitDanceError for a file with a wrong checksum.
+    Raises MissingFileError if the download is interrupted, BitDanceError for a file with a wrong size or checksum, and
+    for one that another program is downloading.
     """
     with _named_errors(repo_id):
         commit = HfApi().model_info(repo_id, revision="main").sha
@@ -133,35 +138,83 @@ def fetch(repo_id: str, names: Iterable[str], folder: Path) -> Path:
             target = folder / name
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise BitDanceError(f"'{name}' of '{repo_id}' is outside {folder}")
-            url = hf_hub_url(repo_id, name, revision=commit)
-            remote = get_hf_file_metadata(url)
-            if target.is_file() and target.stat().st_size == remote.size:
-                continue
-            checksum = re.sub(r"\W", "", remote.etag)  # resume only a part of this version of the file
-            part = folder / ".cache" / "bitdance" / f"{checksum}.incomplete"
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("ab") as file:
-                options = {"headers": build_hf_headers(), "expected_size": remote.size, "displayed_filename": name}
-                http_get(url, file, resume_size=file.tell(), **options)
-            _check_content(part, remote.etag, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(target)
+            with locked(_cache(folder) / name):
+                _fetch_file(hf_hub_url(repo_id, name, revision=commit), name, folder, commit)
     return folder
 
 
-def _check_content(part: Path, etag: str, name: str) -> None:
-    """Compare a file with its SHA-256, which is the etag of large files only; remove it and raise if they differ."""
-    if not re.fullmatch(r"[0-9a-f]{64}", etag):
+def _fetch_file(url: str, name: str, folder: Path, commit: str) -> None:
+    remote = get_hf_file_metadata(url)
+    target, etag = folder / name, remote.etag or ""  # a mirror may send none
+    if target.is_file() and target.stat().st_size == remote.size and _is_right(target, etag, folder, name):
         return
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != etag:
+    version = re.sub(r"\W", "", etag) or hashlib.sha256(f"{commit} {name} {remote.size}".encode()).hexdigest()
+    part = _cache(folder) / f"{version}.incomplete"  # resume only a part of this version of the file
+    if part.is_file() and remote.size is not None and part.stat().st_size > remote.size:
+        part.unlink()  # not a part of the file: begin anew
+    if not part.is_file() or part.stat().st_size != remote.size:
+        with part.open("ab") as file:
+            options = {"headers": build_hf_headers(), "expected_size": remote.size, "displayed_filename": name}
+            http_get(url, file, resume_size=file.tell(), **options)
+    if remote.size is not None and part.stat().st_size != remote.size:
+        found = part.stat().st_size
         part.unlink()
-        raise BitDanceError(f"{name} arrived damaged and was removed; download it again")
+        raise BitDanceError(f"{name} arrived with {found} bytes instead of {remote.size} and was removed; try again")
+    if not _has_checksum(part, etag):
+        part.unlink()
+        raise BitDanceError(f"{name} arrived damaged and was removed, because its SHA-256 is not the hub's; try again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(target)
+    _remember(target, etag, folder, name)
+
+
+def _cache(folder: Path) -> Path:
+    return folder / ".cache" / "bitdance"
+
+
+def _has_checksum(path: Path, etag: str) -> bool:
+    """Compare a file with its SHA-256, which is the etag of large files only; small ones count as right."""
+    if not re.fullmatch(r"[0-9a-f]{64}", etag):
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == etag
+
+
+def _is_right(path: Path, etag: str, folder: Path, name: str) -> bool:
+    """Return whether an existing file has the checksum; a right one is remembered by size and time of change."""
+    if _verified(folder).get(name) == _stamp(path, etag):
+        return True
+    right = _has_checksum(path, etag)
+    if right:
+        _remember(path, etag, folder, name)
+    return right
+
+
+def _stamp(path: Path, etag: str) -> list:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, etag]
+
+
+def _verified(folder: Path) -> dict[str, list]:
+    try:
+        found = json.loads((_cache(folder) / "verified.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(path: Path, etag: str, folder: Path, name: str) -> None:
+    new = _cache(folder) / f"verified.json.{os.getpid()}"
+    new.write_text(json.dumps(_verified(folder) | {name: _stamp(path, etag)}))
+    new.replace(_cache(folder) / "verified.json")
 
 
 def main() -> int:
-    """Run `fetch` for the arguments `REPOSITORY FOLDER FILE …`; print an error as one line to stdout and return 1."""
+    """Run `fetch` for the arguments `REPOSITORY FOLDER FILE …`; print an error as one line to stdout and return 1.
+
+    Standard input must be a pipe from the parent: the process ends when the parent does, killed or not.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     repo_id, folder, *names = sys.argv[1:]
     try:
         fetch(repo_id, names, Path(folder))
@@ -169,6 +222,12 @@ def main() -> int:
         print(error)
         return 1
     return 0
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.buffer.read(1):  # returns nothing once the parent is gone
+        pass
+    os._exit(1)
 
 
 @contextmanager
@@ -186,6 +245,11 @@ def _named_errors(repo_id: str, local_files_only: bool = False) -> Iterator[None
         raise MissingFileError(f"'{repo_id}' is not a local folder, and {reason}") from error
     except Exception as error:  # the errors of the library's HTTP client change from version to version
         kind = type(error).__name__
+        if isinstance(error, OSError) and type(error).__module__ == "builtins" and error.filename is not None:
+            raise BitDanceError(
+                f"downloading '{repo_id}' failed at the local file {error.filename} ({error.strerror}); "
+                "check the disk and who may write there, or delete the file"
+            ) from error
         if "Connect" in kind or "Offline" in kind:
             raise MissingFileError(f"'{repo_id}' is not a local folder, and the hub cannot be reached") from error
         reason = str(error).partition("\n")[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BitDanceError, MissingFileError
-from .files import MAX_JSON_BYTES, open_tensors, read_json
+from .files import MAX_JSON_BYTES, check_exists, open_tensors, read_json
 from .tensor_names import (
     CLASS_MODEL,
     CONFIGS_KEY,
@@ -64,8 +64,7 @@ def find_layout(source: Path | Sequence[Path]) -> Layout:
     """Find the parts in a folder, a file or a set of files. Raises BitDanceError for a damaged or foreign file."""
     if not isinstance(source, Path):
         return _file_set(tuple(source))
-    if not source.exists():
-        raise MissingFileError(f"{source} is missing")
+    check_exists(source)
     if source.is_file():
         return _file_set((source,))
     if (source / "model_index.json").is_file():
@@ -76,12 +75,15 @@ def find_layout(source: Path | Sequence[Path]) -> Layout:
     return _official_folder(source)
 
 
+def is_weights(path: Path) -> bool:
+    """Return whether a name is that of a file of weights; macOS's sidecars (`._NAME`) are not."""
+    return path.suffix.lower() in WEIGHTS and not path.name.startswith("._")
+
+
 def files_of_set(folder: Path) -> tuple[Path, ...]:
     """List the weight files in ComfyUI's subfolders of `folder`, or in `folder` itself if it has none of them."""
     folders = [sub for name in COMFY_FOLDERS if (sub := folder / name).is_dir()] or [folder]
-    return tuple(
-        file for sub in folders for file in sorted(sub.iterdir()) if file.suffix.lower() in WEIGHTS and file.is_file()
-    )
+    return tuple(file for sub in folders for file in sorted(sub.iterdir()) if is_weights(file) and file.is_file())
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -135,6 +137,8 @@ def _file_set(files: tuple[Path, ...], folder: Path | None = None) -> Layout:
 
     Configurations come from the headers of the files.
     """
+    for file in files:
+        check_exists(file)
     files = tuple(inner if (inner := file / "tokenizer.json").is_file() else file for file in files)
     for file in files:
         if not file.is_file():

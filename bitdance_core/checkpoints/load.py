@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import BitDanceError
 from .files import TensorFile, open_tensors
+from .quantization import FORMATS
 from .tensor_names import Component, Quantization, TensorInfo
 
 CPU = torch.device("cpu")
@@ -98,7 +99,7 @@ def is_scaled(quantization: Quantization) -> bool:
     """Return whether the weight is the stored tensor times a scale, which is all that we compute ourselves."""
     settings = quantization.settings
     rotated = settings.get("convrot") or (isinstance(p := settings.get("params"), dict) and p.get("convrot"))
-    return quantization.format in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise") and not rotated
+    return FORMATS[quantization.format].scaled and not rotated
 
 
 def check_tensors(

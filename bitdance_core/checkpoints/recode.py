@@ -14,10 +14,10 @@ from torch import Tensor
 from ..errors import BitDanceError
 from .files import SAFETENSORS_DTYPES, open_tensors
 from .load import LAYERS, check_finite, is_scaled, read_scale, scaled
+from .quantization import FLOAT8_FORMATS
 from .tensor_names import TensorInfo
 from .writer import Planned
 
-FLOAT8_FORMATS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # dtype -> ComfyUI's name of the format
 CHUNK_VALUES = 2**22  # values of a tensor to read at once
 
 

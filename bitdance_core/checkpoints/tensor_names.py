@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import BitDanceError
 from ..parts import CLASS_MODEL, HEAD, LANGUAGE_MODEL, PROJECTOR, PROMPTS, TOKENIZER
 from .files import TensorFile, open_tensors
+from .quantization import BESIDE_WEIGHT, FLOAT8_FORMATS, FORMATS
 
 PROMPTS_KEY = "tokenizer_json"
 # configurations as in our converter's header, for writers that cannot add to a header (ComfyUI's Save Checkpoint)
@@ -24,29 +25,22 @@ CONFIGS_KEY = "bitdance_json"
 # prefixes in use before the names of a part; the group is the name in our module
 _WRAPPER = r"(?:(?:model\.)?diffusion_model\.|model\.|main_model\.)?"
 _PATTERNS = {
-    HEAD: re.compile(_WRAPPER + r"(?:(?:diffusion_head|vision_head)\.(?:net\.)?|net\.)(.+)"),
-    PROJECTOR: re.compile(_WRAPPER + r"(?:projector\.)?(fc[12]\..+)"),
-    TOKENIZER: re.compile(_WRAPPER + r"(?:autoencoder\.|vae\.|first_stage_model\.)?((?:encoder|decoder)\..+)"),
+    HEAD: re.compile(_WRAPPER + r"(?:(?:diffusion_head|vision_head|vision_diffusion_head)\.(?:net\.)?|net\.)(.+)"),
+    PROJECTOR: re.compile(_WRAPPER + r"(?:projector\.|embed_vision_mlp\.)?(fc[12]\..+)"),
+    TOKENIZER: re.compile(
+        _WRAPPER + r"(?:autoencoder\.|vae\.|first_stage_model\.|vision_encoder\.)?((?:encoder|decoder)\..+)"
+    ),
     LANGUAGE_MODEL: re.compile(
-        _WRAPPER + r"(?:text_encoder\.|language_model\.)?(?:model\.)?((?:embed_tokens|layers|norm|lm_head)\..+)"
+        _WRAPPER
+        + r"(?:(?:text_encoder|language_model|llm_model)\.)?(?:model\.)?((?:embed_tokens|layers|norm|lm_head)\..+)"
     ),
 }
+# added to names by torch.compile, DataParallel, FSDP and activation checkpointing, at any depth
+_TRAINER = re.compile(r"(?<![^.])(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _CLASS_MODEL = re.compile(_WRAPPER + r"(.+)")
 # of the training of a tokenizer
 _LEFT_OVER = re.compile(r"(loss|quantize|discriminator)\.|model_ema\.(decay|num_updates)$")
 
-# tensors that accompany a quantized X.weight, in the spellings in use; each group has ComfyUI's name
-_BESIDE_WEIGHT = re.compile(
-    r"(.+)\.(?:(?P<weight_scale>weight_scale|scale_weight|weight\.scale|weight_scales)|(?P<weight_scale_2>weight_scale_2)"
-    r"|(?P<input_scale>input_scale|scale_input)|(?P<pre_quant_scale>pre_quant_scale)|(?P<comfy_quant>comfy_quant))"
-)
-# ComfyUI's quantized format -> the safetensors dtype that it is stored in
-STORED_DTYPES = {
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8_tensorwise": "I8",
-    "mxfp8": "F8_E4M3", "nvfp4": "U8", "convrot_w4a4": "I8",
-}  # fmt: skip
-FLOAT8_DTYPES = {kind: dtype for kind, dtype in STORED_DTYPES.items() if kind.startswith("float8")}
-PACKED_FORMATS = ("nvfp4", "convrot_w4a4")  # two values per byte
 MAX_COMFY_QUANT_BYTES = 4096
 
 
@@ -136,7 +130,7 @@ def read_components(
             for key in file.keys():
                 part = file.get_slice(key)
                 info = TensorInfo(path, key, tuple(part.get_shape()), part.get_dtype())
-                if match := _BESIDE_WEIGHT.fullmatch(key):
+                if match := BESIDE_WEIGHT.fullmatch(key):
                     beside.setdefault(match[1] + ".weight", {})[match.lastgroup] = info
                     if match.lastgroup == "comfy_quant":
                         settings[match[1] + ".weight"] = _comfy_quant(info, file)
@@ -188,19 +182,22 @@ def _with_quantization(info: TensorInfo, beside: dict[str, TensorInfo], settings
     beside = {kind: extra for kind, extra in beside.items() if kind != "comfy_quant"}  # already in `settings`
     is_weight = info.key.endswith(".weight") and len(info.shape) == 2
     # of any shape: a plain cast to float8 covers biases and norms too
-    if settings is None and info.dtype in FLOAT8_DTYPES.values():
-        settings = {"format": next(kind for kind, dtype in FLOAT8_DTYPES.items() if dtype == info.dtype)}
+    if settings is None and info.dtype in FLOAT8_FORMATS:
+        settings = {"format": FLOAT8_FORMATS[info.dtype]}
     if settings is None:
         if beside:
             raise BitDanceError(f"{where} has a scale, but is {info.dtype}, which is not a quantized type")
         return info
     settings = dict(settings)
     kind = settings.pop("format", None)
-    if not isinstance(kind, str) or STORED_DTYPES.get(kind) != info.dtype or not (is_weight or kind in FLOAT8_DTYPES):
+    format = FORMATS.get(kind) if isinstance(kind, str) else None
+    if format is None:
+        raise BitDanceError(f"{where} is quantized to {kind!r}; the formats that are read are {', '.join(FORMATS)}")
+    if format.stored != info.dtype or not (is_weight or format.is_float8):
         raise BitDanceError(f"{where} is declared as quantized to {kind!r}, but is {list(info.shape)} of {info.dtype}")
-    shape = (info.shape[0], 2 * info.shape[1]) if kind in PACKED_FORMATS else info.shape
+    shape = (info.shape[0], 2 * info.shape[1]) if format.packed else info.shape
     rows = shape[0] if shape else 1
-    if kind in ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise"):
+    if format.scaled:
         scale = beside.get("weight_scale")
         if scale is not None and scale.shape not in ((), (1,), (1, 1), (rows,), (rows, 1)):
             raise BitDanceError(
@@ -216,7 +213,8 @@ def _sort(path: Path, weights: dict[str, TensorInfo], only: str | None) -> dict[
     has_classes = any(key.endswith("cls_embedding.weight") for key in weights)
     found: dict[str, dict[str, TensorInfo]] = {}
     unknown = []
-    for key, info in weights.items():
+    for stored, info in weights.items():
+        key = _TRAINER.sub("", stored)
         if _LEFT_OVER.match(key):
             continue
         if only is not None:
@@ -227,9 +225,11 @@ def _sort(path: Path, weights: dict[str, TensorInfo], only: str | None) -> dict[
         else:
             part, name = _part_of(key, has_classes)
         if part is None:
-            unknown.append(key)
+            unknown.append(stored)
         elif found.setdefault(part, {}).setdefault(name, info) is not info:
-            raise BitDanceError(f"{path}: {key} and {found[part][name].key} are two copies of one tensor of the {part}")
+            raise BitDanceError(
+                f"{path}: {stored} and {found[part][name].key} are two copies of one tensor of the {part}"
+            )
     if unknown:
         listed = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
         raise BitDanceError(f"{path}: {len(unknown)} of {len(weights)} tensors belong to no BitDance model ({listed})")

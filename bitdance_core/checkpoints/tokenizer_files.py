@@ -10,7 +10,7 @@ from ..errors import BitDanceError
 from ..model.tokenizer_config import AutoencoderConfig
 from ..model.tokenizer_network import BinaryAutoencoder
 from ..parts import TOKENIZER
-from .layouts import WEIGHTS, Layout, find_layout
+from .layouts import Layout, find_layout, is_weights
 from .tensor_names import Component
 
 
@@ -52,11 +52,11 @@ def tokenizer_of(layout: Layout) -> TokenizerCheckpoint:
 def tokenizer_beside(path: Path) -> Path | None:
     """Find the binary tokenizer of an ImageNet model in the same folder, or in ComfyUI's `vae` folder."""
     names = (f"ae_{path.stem}", f"{path.stem}_ae")  # as published, and as `convert` names it
-    beside = sorted(file for file in path.parent.glob("*ae*") if file.suffix.lower() in WEIGHTS and file != path)
+    beside = sorted(file for file in path.parent.glob("*ae*") if is_weights(file) and file != path)
     own = [file for file in beside if file.stem in names]
     if not own and path.parent.name == "diffusion_models":  # `vae` next to it has other models' tokenizers too
         folder = path.parent.with_name("vae")
-        own = [file for file in sorted(folder.glob("*")) if file.stem in names and file.suffix.lower() in WEIGHTS]
+        own = [file for file in sorted(folder.glob("*")) if file.stem in names and is_weights(file)]
     found = own or [file for file in beside if file.name.startswith("ae")]
     return found[0] if len(found) == 1 else None
 

@@ -9,8 +9,9 @@ import folder_paths
 
 from ...bitdance_core.checkpoints import hub
 from ...bitdance_core.checkpoints.hub import Published
-from ...bitdance_core.checkpoints.layouts import COMFY_FOLDERS, WEIGHTS, files_of_set, missing_files
+from ...bitdance_core.checkpoints.layouts import COMFY_FOLDERS, files_of_set, is_weights, missing_files
 from ...bitdance_core.checkpoints.locate import ASSETS, builtin_models
+from ...bitdance_core.checkpoints.sniff import is_whole
 from ...bitdance_core.checkpoints.tensor_names import (
     CLASS_MODEL,
     HEAD,
@@ -176,7 +177,7 @@ def _set_of(head: Path) -> tuple[Path, ...]:
 
     Raises MissingFileError unless exactly one of each fits.
     """
-    beside = [path for path in sorted(head.parent.iterdir()) if path.suffix.lower() in WEIGHTS and path != head]
+    beside = [path for path in sorted(head.parent.iterdir()) if is_weights(path) and path != head]
     if head.parent.name in COMFY_FOLDERS:  # a download may have subfolders like ComfyUI's
         beside += [path for path in files_of_set(head.parent.parent) if path.parent != head.parent]
     shapes = read_components([head])[0][HEAD].shapes
@@ -238,9 +239,14 @@ def _is_here(name: str, model: Published) -> bool:
     """Return whether a published model that consists of single files has been downloaded."""
     folder = _folder_of(name, model)
     if model.loads:
-        return all((folder / file).is_file() for file in model.files)
-    parts = set().union(*(parts_of(path) for path in folder.rglob("*.safetensors")))
+        return all(_is_good(folder / file) for file in model.files)
+    parts = set().union(*(parts_of(path) for path in folder.rglob("*.safetensors") if _is_good(path)))
     return "*.safetensors" in model.files and parts >= {*WHOLE}
+
+
+def _is_good(path: Path) -> bool:
+    """Return whether a file exists and, if it has weights, is as long as its header requires."""
+    return path.is_file() and (not is_weights(path) or is_whole(path))
 
 
 def _folder_of(name: str, model: Published) -> Path:

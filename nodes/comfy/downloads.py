@@ -31,7 +31,7 @@ def fetch(model: Published, folder: Path) -> None:
     bar = comfy.utils.ProgressBar(max(total, 1))
     code = "import sys; sys.path.insert(0, {!r}); from bitdance_core.checkpoints.hub import main; sys.exit(main())"
     command = [sys.executable, "-c", code.format(str(ROOT)), model.repository, str(folder), *sizes]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             while process.poll() is None:
                 mm.throw_exception_if_processing_interrupted()

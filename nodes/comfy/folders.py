@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...bitdance_core.checkpoints.layouts import WEIGHTS
+from ...bitdance_core.checkpoints.layouts import is_weights
 from ...bitdance_core.checkpoints.tensor_names import parts_in
 from ...bitdance_core.errors import MissingFileError
 from .listing import files_below
@@ -28,7 +28,7 @@ def weight_files(key: str) -> dict[str, Path]:
     """Map the names that ComfyUI lists to the paths of weight files, for one of its folders."""
     found = {}
     for name in folder_paths.get_filename_list(key):
-        if name.lower().endswith(WEIGHTS) and (path := folder_paths.get_full_path(key, name)):
+        if is_weights(Path(name)) and (path := folder_paths.get_full_path(key, name)):
             found[name] = Path(path)
     return found
 

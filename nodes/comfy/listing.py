@@ -38,6 +38,8 @@ def _scan(folder: str, suffix: str, changed: int) -> tuple[tuple[str, ...], tupl
     files, subfolders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.name.startswith("._"):  # macOS keeps a file's attributes under such a name
+                continue
             if entry.name.endswith(suffix) and not entry.is_dir():
                 files.append(entry.name)
             elif not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):

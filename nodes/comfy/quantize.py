@@ -12,21 +12,18 @@ import comfy.quant_ops
 import torch
 from torch import Tensor
 
+from ...bitdance_core.checkpoints.quantization import FORMATS
+
 NOTE = "comfy_quant"  # the tensor beside a quantized weight that names its format to ComfyUI's layers
-# options of weight_dtype -> ComfyUI's format, and the arguments with which its layout computes the scales
-CHOICES = {
-    "fp8_e4m3fn": ("float8_e4m3fn", {"scale": "recalculate"}),
-    "int8": ("int8_tensorwise", {"per_channel": True}),
-    "mxfp8": ("mxfp8", {}),
-    "nvfp4": ("nvfp4", {"scale": "recalculate"}),
-}
+# options of weight_dtype -> format
+CHOICES = {format.option: format for format in FORMATS.values() if format.option}
 
 
 def choices() -> list[str]:
     """List the options that this ComfyUI has layers for: none if comfy_kitchen is not installed."""
     if not hasattr(comfy.quant_ops.QuantizedTensor, "from_float"):
         return []
-    return [name for name, (kind, _) in CHOICES.items() if kind in comfy.quant_ops.QUANT_ALGOS]
+    return [option for option, format in CHOICES.items() if format.name in comfy.quant_ops.QUANT_ALGOS]
 
 
 def note(kind: str, settings: dict) -> Tensor:
@@ -39,9 +36,9 @@ def quantize(name: str, weight: Tensor, choice: str) -> dict[str, Tensor]:
 
     Runs on the compute device; the result is in system memory.
     """
-    kind, options = CHOICES[choice]
-    layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    format = CHOICES[choice]
+    layout = comfy.quant_ops.QUANT_ALGOS[format.name]["comfy_tensor_layout"]
     weight = weight.to(mm.get_torch_device(), torch.float32)
-    quantized = comfy.quant_ops.QuantizedTensor.from_float(weight, layout, **options)
+    quantized = comfy.quant_ops.QuantizedTensor.from_float(weight, layout, **format.arguments)
     parts = {key: part.cpu() for key, part in quantized.state_dict(name).items()}
-    return {**parts, name.removesuffix("weight") + NOTE: note(kind, {})}
+    return {**parts, name.removesuffix("weight") + NOTE: note(format.name, {})}

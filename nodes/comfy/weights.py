@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...bitdance_core.checkpoints.files import is_torch_file, open_tensors
 from ...bitdance_core.checkpoints.load import LAYERS, check_finite, check_tensors, is_scaled, scaled
+from ...bitdance_core.checkpoints.quantization import FORMATS
 from ...bitdance_core.checkpoints.tensor_names import Component, Quantization, TensorInfo
 from ...bitdance_core.errors import BitDanceError
 from .quantize import CHOICES, NOTE, choices, note, quantize
@@ -75,8 +76,9 @@ def read_weights(
     not, if `quantized` is False, or if a type or another format is `requested`. A requested format quantizes the
     layers' matrices. Raises BitDanceError for tensors that do not fit, and for NaN and infinity.
     """
+    _check_formats(component)
     tensors = check_tensors(reference, component, can_run if quantized else is_scaled)
-    wanted = CHOICES[requested][0] if isinstance(requested, str) else None
+    wanted = CHOICES[requested].name if isinstance(requested, str) else None
     # mapped weights are read when they are first used; the sampler then checks for NaN
     check = wanted or not comfy.memory_management.aimdo_enabled
     numbers = requested if isinstance(requested, torch.dtype) else None
@@ -132,6 +134,16 @@ def _numbers(info: TensorInfo, stored: Tensor, beside: dict[str, Tensor], dtype:
     return scaled(stored, beside.get("weight_scale"), dtype).reshape(info.shape)
 
 
+def _check_formats(component: Component) -> None:
+    """Raise BitDanceError for a weight in a format that only a newer ComfyUI has layers for."""
+    for info in component.tensors.values():
+        if info.quantization and not can_run(info.quantization) and not is_scaled(info.quantization):
+            raise BitDanceError(
+                f"{info.file}: {info.key} is {info.quantization.format}, which this ComfyUI has no layers for; "
+                "update ComfyUI, or use another version of the model"
+            )
+
+
 def can_run(quantization: Quantization) -> bool:
     """Return whether this ComfyUI has layers for a quantized format."""
     return quantization.format in comfy.quant_ops.QUANT_ALGOS
@@ -140,7 +152,7 @@ def can_run(quantization: Quantization) -> bool:
 def _stays(info: TensorInfo, layer: nn.Module) -> bool:
     """Return whether a weight can stay quantized: in ComfyUI's Linear, and for 8-bit floats with a single scale."""
     scale = info.quantization.beside.get("weight_scale")
-    is_float = info.quantization.format.startswith("float8")
+    is_float = FORMATS[info.quantization.format].is_float8
     single = scale is None or all(n == 1 for n in scale.shape)
     return isinstance(layer, nn.Linear) and len(info.shape) == 2 and (single or not is_float)
 
@@ -149,7 +161,7 @@ def _quantized(name: str, info: TensorInfo, stored: Tensor, beside: dict[str, Te
     """Name a weight, its scales and its format as ComfyUI's Linear reads them."""
     base, quantization = name.removesuffix("weight"), info.quantization
     beside = {base + kind: tensor for kind, tensor in beside.items()}
-    if quantization.format.startswith("float8"):
+    if FORMATS[quantization.format].is_float8:
         scale = beside.get(base + "weight_scale", torch.ones(()))
         beside[base + "weight_scale"] = scale.float().reshape(())
     return {name: stored, **beside, base + NOTE: note(quantization.format, quantization.settings)}
