@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -13,7 +14,7 @@ from ..model.text_config import BitDanceConfig
 from .flow import DEFAULT_SAMPLER, Schedule, find_sampler, make_schedule
 
 MAX_STEPS = 100_000  # of a patch; a thousand are already more than any sampler needs
-MAX_NUMBER = 1e30  # that float32 still multiplies; Python's whole numbers have no end
+MAX_NUMBER = sys.float_info.max  # Python's whole numbers go on beyond it
 GUIDANCE_SCHEDULES = ("constant", "linear")
 
 
@@ -81,7 +82,7 @@ class Sampling:
             whole_number("last_steps", self.last_steps, least=1, most=MAX_STEPS)
         numbers = {"guidance": self.guidance, "last_guidance": self.last_guidance, "noise_scale": self.noise_scale}
         for name, value in numbers.items():
-            if value is not None and not (isinstance(value, Real) and 0 <= value < MAX_NUMBER):
+            if value is not None and not (isinstance(value, Real) and 0 <= value <= MAX_NUMBER):
                 raise BitDanceError(f"{name} must be a number of at least 0, found {shorten(value)}")
         if not (isinstance(self.time_shift, Real) and 0.01 <= self.time_shift <= 100):
             raise BitDanceError(f"time_shift must lie between 0.01 and 100, found {shorten(self.time_shift)}")
