@@ -225,7 +225,8 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):  # returns nothing once the parent is gone
+    # reads the pipe itself: at its own end the interpreter would wait for the lock of a buffered reader, and abort
+    while os.read(0, 1):  # returns nothing once the parent is gone
         pass
     os._exit(1)
 
