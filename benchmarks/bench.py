@@ -64,14 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--dtype", choices=COMPUTE_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     parser.add_argument("--batch", type=one, default=1, help="pictures drawn at once (default: %(default)s)")
-    parser.add_argument("--steps", type=one, help="head steps a patch (default: the model's own)")
-    parser.add_argument("--guidance", type=float, help="1: without an unconditional branch (default: the model's own)")
+    parser.add_argument("--steps", type=one, help="head steps per patch (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="1: no unconditional branch (default: the model's own)")
     parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help="default: %(default)s")
-    parser.add_argument("--patches", type=at_least(2), default=4, help="to draw, from 2 on (default: %(default)s)")
-    parser.add_argument("--runs", type=one, default=3, help="after one that is not counted (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="our head compiled by torch.compile")
-    parser.add_argument("--graphs", action="store_true", help="our head's loop and a patch's reading as CUDA graphs")
-    parser.add_argument("--no-baseline", action="store_true", help="only our own")
     parser.add_argument(
         "--patches", type=at_least(2), default=4, help="patches to draw, at least 2 (default: %(default)s)"
     )

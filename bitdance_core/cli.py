@@ -225,14 +225,16 @@ def reconstruct(args: argparse.Namespace) -> None:
         with opened(path) as file:
             image = to_rgb(file)
         if image.width < least or image.height < least:
-            raise BitDanceError(f"{path} is {image.width}x{image.height}, expected at least {least}x{least} pixels")
+            raise BitDanceError(
+                f"{path} is {image.height}x{image.width} (height x width), expected at least {least}x{least} pixels"
+            )
         pixels = crop_to_tokens(to_pixels(image), step)
         bits = tokenizer.encode(pixels)
         (result,) = to_images(tokenizer.decode(bits))
         save(result, target)
         per_pixel = metrics.bits_per_pixel(tokenizer.channels, step)
         figures += metrics.measure((pixels + 1) / 2, (to_pixels(result) + 1) / 2, per_pixel)
-        size = f"{result.width}x{result.height}, {bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
+        size = f"{result.height}x{result.width} (height x width), {bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
         print(f"{target}: {size}, {figures[-1]}", flush=True)
     if len(figures) > 1:
         print(f"mean of {len(figures)}: {metrics.mean(figures)}")

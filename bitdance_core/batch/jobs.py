@@ -178,7 +178,8 @@ def plan(row: Row, args: argparse.Namespace, model: Pipeline) -> Job:
         count = request.num_images
         if args.layout == "dpg" and (count > 4 or height != width):
             raise BitDanceError(
-                f"layout dpg takes up to four square pictures per prompt, found {count} of {height}x{width} pixels"
+                f"layout dpg takes up to four square pictures per prompt, "
+                f"found {count} of {height}x{width} (height x width)"
             )
     except BitDanceError as error:
         raise row.refuse(error) from error

@@ -54,7 +54,8 @@ def ssim(a: Tensor, b: Tensor) -> list[float]:
     skimage_metrics = _scikit_image()
     if min(a.shape[-2:]) < SSIM_WINDOW:
         raise BitDanceError(
-            f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, found {a.shape[-1]}x{a.shape[-2]}"
+            f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
+            f"found {a.shape[-2]}x{a.shape[-1]} (height x width)"
         )
 
     def compare(a, b) -> float:

@@ -71,7 +71,7 @@ def test_the_page_shows_a_nodes_help(page):
     page.wait_for_function(f"document.title.includes('Text to Image') && {sampler}")
     page.evaluate(f"window.app.canvas.selectNode({sampler})")
     page.locator("[data-testid='info-button']").first.click()
-    page.get_by_text("It takes the place of KSampler").wait_for()
+    page.get_by_text("It replaces KSampler").wait_for()
 
 
 def _fetch(page, source: str) -> bytes:

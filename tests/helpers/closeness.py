@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bitdance_core.model.head import DiffusionHead
 
-# float32 predictions of the golden heads differ from float64 ones by 7e-7 (root mean square) and 7e-6 (largest)
+# the largest error of a golden head's float32 prediction, against float64, was 1e-6 to 7e-6 at 41 times of the flow
 PREDICTION_ERROR = 2**-18
 TRIALS = 4  # signs of the errors; the largest result counts
 SAFETY = 2  # for signs that are worse, and for what rounds outside the head: the condition and the noise

@@ -270,7 +270,7 @@ def bad_numbers(path):
     ("make", "words"),
     [
         (bad_pickle, "truncated or not a PyTorch file"),
-        (bad_code, "holds more than tensors, which is not loaded"),
+        (bad_code, "contains more than tensors and is not loaded"),
         (bad_cut, "truncated or not a PyTorch file"),
         (bad_numbers, "layers.0.attention.wo.weight holds NaN or infinity"),
     ],
