@@ -255,8 +255,8 @@ def reconstruct(args: argparse.Namespace) -> None:
         per_pixel = metrics.bits_per_pixel(tokenizer.channels, step)
         figures += metrics.measure((pixels + 1) / 2, (to_pixels(result) + 1) / 2, per_pixel)
         size = f"{result.height}x{result.width} (height x width)"
-        size += f", {bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
-        print(f"{target}: {size}, {figures[-1]}", flush=True)
+        count = f"{bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
+        print(f"{target}: {size}, {count}, {figures[-1]}", flush=True)
     if len(figures) > 1:
         print(f"mean of {len(figures)}: {metrics.mean(figures)}")
 

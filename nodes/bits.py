@@ -74,7 +74,10 @@ class BitDanceTokenizerEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, image) -> io.NodeOutput:
-        bits = check_vae(vae).encode(image[..., :3])
+        check_vae(vae)
+        if not image.isfinite().all():
+            raise BitDanceError("'image' has values that are not numbers (NaN or infinite); mend the node before it")
+        bits = vae.encode(image[..., :3])
         return io.NodeOutput(BitGrid.from_bits(bits, vae.downscale_ratio))
 
 
