@@ -39,7 +39,8 @@ def _scan(folder: str, suffix: str, changed: int) -> tuple[tuple[str, ...], tupl
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(suffix) and not entry.is_dir():
-                files.append(entry.name)
+                if not entry.name.startswith("._"):  # macOS keeps attributes of a file in them
+                    files.append(entry.name)
             elif not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 subfolders.append(entry.name)
     return tuple(files), tuple(subfolders)
