@@ -41,7 +41,8 @@ def _scan(folder: str, suffix: str, changed: int) -> tuple[tuple[str, ...], tupl
             if entry.name.startswith("._"):  # macOS keeps a file's attributes under such a name
                 continue
             if entry.name.endswith(suffix) and not entry.is_dir():
-                files.append(entry.name)
+                if not entry.name.startswith("._"):  # macOS keeps attributes of a file in them
+                    files.append(entry.name)
             elif not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 subfolders.append(entry.name)
     return tuple(files), tuple(subfolders)

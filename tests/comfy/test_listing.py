@@ -95,6 +95,7 @@ def test_links_missing_folders_and_odd_entries(listing, root, tmp_path_factory):
     (root / "loop").symlink_to(root, target_is_directory=True)
     (root / f"linked{SUFFIX}").symlink_to(elsewhere / f"far{SUFFIX}")
     (root / f"folder{SUFFIX}").mkdir()
+    (root / f"._x{SUFFIX}").touch()
     names = listing.files_below(str(root), SUFFIX)
     assert names == [f"a/x{SUFFIX}", f"b/c/x{SUFFIX}", f"linked{SUFFIX}", f"x{SUFFIX}"]
     assert listing.files_below(str(root / "none"), SUFFIX) == []
