@@ -28,11 +28,17 @@ WEIGHT_DTYPE = io.Combo.Input(
     "fp8_e4m3fn, mxfp8 and int8 use half, nvfp4 a quarter of bfloat16's memory. Fast on: fp8_e4m3fn RTX 40 and newer, "
     "int8 RTX 20 and newer, mxfp8 and nvfp4 RTX 50.",
 )
-MODEL_OUTPUTS = [
-    io.Model.Output(tooltip="The networks that draw bits. Connect them to the Next-Patch Sampler."),
-    io.Clip.Output(tooltip="Turns prompts into token ids; has no weights. ImageNet models use ImageNet Class instead."),
-    io.Vae.Output(tooltip="The binary tokenizer, which turns pixels into bits and back."),
-]
+
+
+def model_outputs() -> list[io.Output]:
+    """Make the outputs of both loaders, anew for each schema: ComfyUI writes ids into them."""
+    return [
+        io.Model.Output(tooltip="The networks that draw bits. Connect them to the Next-Patch Sampler."),
+        io.Clip.Output(
+            tooltip="Turns prompts into token ids; has no weights. ImageNet models use ImageNet Class instead."
+        ),
+        io.Vae.Output(tooltip="The binary tokenizer, which turns pixels into bits and back."),
+    ]
 
 
 class BitDanceLoadModel(io.ComfyNode):
@@ -55,7 +61,7 @@ class BitDanceLoadModel(io.ComfyNode):
                 ),
                 WEIGHT_DTYPE,
             ],
-            outputs=MODEL_OUTPUTS,
+            outputs=model_outputs(),
         )
 
     @classmethod
@@ -102,7 +108,7 @@ class BitDanceLoadFiles(io.ComfyNode):
                 ),
                 WEIGHT_DTYPE,
             ],
-            outputs=MODEL_OUTPUTS,
+            outputs=model_outputs(),
         )
 
     @classmethod
