@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.files import write_whole
+from ..checkpoints.locks import try_lock
 from ..errors import BitDanceError
 from .jobs import Job
 
@@ -27,17 +28,8 @@ def locked(out: Path) -> Iterator[None]:
         raise BitDanceError(f"{out} cannot be written ({error})") from error
     with file:
         try:
-            if os.name == "nt":
-                import msvcrt
-
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise BitDanceError(f"another run is writing into {out}; wait for it, or give another folder") from error
+            if not try_lock(file):
+                raise BitDanceError(f"another run is writing into {out}; wait for it, or give another folder")
         except OSError as error:
             raise BitDanceError(f"{out} cannot be locked against other runs ({error})") from error
         shutil.rmtree(out / PARTIAL, ignore_errors=True)  # left by a killed run

@@ -17,11 +17,11 @@ def locked(path: Path) -> Iterator[None]:
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _lock(lock)
-    except (BlockingIOError, PermissionError) as error:
-        raise BitDanceError(f"{path} is being written by another program; wait until it has finished") from error
+        file = _open_locked(lock)
     except OSError as error:
         raise BitDanceError(f"{path} cannot be written ({error.strerror or error})") from error
+    if file is None:
+        raise BitDanceError(f"{path} is being written by another program; wait until it has finished")
     with file:
         try:
             yield
@@ -30,19 +30,30 @@ def locked(path: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def _lock(path: Path) -> BinaryIO:
+def try_lock(file: BinaryIO) -> bool:
+    """Lock an open file for this process; return False if another process has the lock."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # by system
+        return False
+    return True
+
+
+def _open_locked(path: Path) -> BinaryIO | None:
     while True:
         file = path.open("ab")
         try:
-            if os.name == "nt":
-                import msvcrt
-
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(file):
+                file.close()
+                return None
             # the owner before us may have removed the file between our opening and locking it
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 return file
