@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from comfy_api.latest import io
@@ -9,13 +10,15 @@ from torch import Tensor
 
 from ..bitdance_core.bits.grid import BitGrid
 from ..bitdance_core.errors import BitDanceError
-from .comfy.outputs import to_latent_type, to_output
+from .comfy.outputs import show_note, to_latent_type, to_output
 from .comfy.vae import check_vae
 from .sockets import ALIASES, CATEGORY, Bits
 
 # channels of an empty latent without `downscale_ratio_spacial` -> pixels of a cell's side: Stable Diffusion and Flux,
 # pixels themselves (Chroma Radiance), Hunyuan Image 2.1, Flux 2
 EMPTY_STEPS = {4: 8, 16: 8, 3: 1, 64: 32, 128: 16}
+# channels that cells of other sizes have too: Stable Cascade (4 pixels, and 4 to 128), the 4x upscaler (4 pixels)
+UNSURE_CHANNELS = 4, 16
 
 
 class BitDanceEmptyBits(io.ComfyNode):
@@ -165,7 +168,15 @@ def _canvas(latent: dict) -> BitGrid:
             f"'latent' is an empty latent of {channels} channels, which does not say how many pixels a cell has; use "
             "Empty Bits or Empty Latent Image"
         )
-    return BitGrid(batch, round(height * step), round(width * step))
+    height, width = round(height * step), round(width * step)
+    if not latent.get("downscale_ratio_spacial") and channels in UNSURE_CHANNELS:
+        note = (
+            f"'latent' is an empty latent of {channels} channels that does not say how many pixels a cell has; with "
+            f"{step} it is {width}x{height} (width x height); use Empty Bits or Empty Latent Image for another size"
+        )
+        logging.warning(f"[BitDance] {note}")
+        show_note(note)
+    return BitGrid(batch, height, width)
 
 
 def _noise_mask(latent: dict) -> Tensor | None:

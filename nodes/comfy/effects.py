@@ -33,7 +33,11 @@ EFFECTS = {
     "NAGuidance": "normalized attention guidance", "FreeU": "FreeU", "FreeU_V2": "FreeU",
     "HyperTile": "attention in tiles", "TomePatchModel": "merged tokens", "PatchModelAddDownscale": "deep shrink",
     "HypernetworkLoader": "a hypernetwork", "ScaleROPE": "scaled positions",
-    "easycache": "EasyCache, which skips steps", "lazycache": "LazyCache, which skips steps",
+    "easycache": "EasyCache or LazyCache, which skip steps", "lazycache": "EasyCache or LazyCache, which skip steps",
+    "context_handler": "context windows", "ContextWindows_prepare_sampling": "context windows",
+    "ContextWindows_sampler_sample": "context windows", "CFGOverride": "another cfg at some steps",
+    "HiDreamO1PatchSeamSmoothing": "smoothed seams", "ar_config": "frames drawn one after another",
+    "minimax_h3_sigma_shift_video": "another noise schedule", "minimax_h3_sigma_shift_audio": "another noise schedule",
     "ModelNoiseScale": "the scale of the first noise",
     "ModelSamplingDiscrete": "another noise schedule", "ModelSamplingContinuousEDM": "another noise schedule",
     "ModelSamplingContinuousV": "another noise schedule", "ModelSamplingStableCascade": "another noise schedule",
@@ -136,13 +140,11 @@ def _of_model(model, host) -> Iterator[str]:
     for functions in patches:
         yield from _named("a patch of attention or blocks", functions)
     for slot, value in inner.items():
-        yield EFFECTS.get(slot) or _words(slot, value)
+        yield from _named(slot, [value])
     for wrappers in model.wrappers.values():
         for key, functions in wrappers.items():
-            if key in EFFECTS:
-                yield EFFECTS[key]
-            elif key not in FOLLOWED_WRAPPERS:
-                yield from _named("a wrapper", functions)
+            if key not in FOLLOWED_WRAPPERS:
+                yield from _named(key if key in EFFECTS else "a wrapper", functions)
     yield from _of_objects(model, host)
 
 
@@ -183,6 +185,8 @@ def _named(slot: str, values: Iterable[Any]) -> Iterator[str]:
 
 def _words(slot: str, value: Any) -> str | None:
     """Name the node that made a patch, and its effect; None for one that BitDance follows."""
+    if slot in EFFECTS:
+        return EFFECTS[slot]
     owner = _owner(value)
     if owner in FOLLOWED_NODES:
         return None

@@ -76,7 +76,9 @@ class BitDanceHost(nn.Module):
         self.precision = precision
         self.manual_cast_dtype, self.device = precision.cast, None
         self.latent_format = latent_format
-        self.model_config = SimpleNamespace(unet_config={}, sampling_settings={})
+        # FreeU reads the width of a UNet
+        unet_config = {"model_channels": model.config.head.width}
+        self.model_config = SimpleNamespace(unet_config=unet_config, sampling_settings={})
         self.model_type = comfy.model_base.ModelType.FLOW
         self.model_sampling = comfy.model_base.model_sampling(self.model_config, self.model_type)
 
