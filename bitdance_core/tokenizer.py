@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from .checkpoints.locate import locate
 from .checkpoints.tokenizer_files import read_tokenizer
 from .errors import BitDanceError
 from .model.tokenizer_network import BinaryAutoencoder
+from .sampling.memory import decoding_bytes, encoding_bytes, refuse
 
 
 class BinaryTokenizer:
@@ -62,7 +64,8 @@ class BinaryTokenizer:
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (B, 3, H, W) in [-1, 1], sides multiples of `downscale`, to bits (B, C, h, w) in {-1, +1}.
 
-        Raises BitDanceError for other shapes, for whole numbers, and for NaN or infinite values.
+        Raises BitDanceError for other shapes, for whole numbers, for NaN or infinite values, and for more pixels than
+        the device has memory for.
         """
         step = self.downscale
         if pixels.ndim != 4 or pixels.shape[1] != 3 or any(n % step or not n for n in pixels.shape[2:]):
@@ -73,6 +76,7 @@ class BinaryTokenizer:
             raise BitDanceError(f"expected pixels as floats in [-1, 1], found {pixels.dtype}; x / 127.5 - 1 makes them")
         if not pixels.isfinite().all():
             raise BitDanceError("expected pixels in [-1, 1], found NaN or infinite values")
+        self._check_memory("encoding this", encoding_bytes, len(pixels), *pixels.shape[2:])
         return self.autoencoder.encode(pixels.to(self.device, self.dtype))
 
     @torch.no_grad()
@@ -80,7 +84,7 @@ class BinaryTokenizer:
         """Decode bits (B, C, h, w), +-1 or bool, to pixels (B, 3, H, W), about in [-1, 1].
 
         A GAN decoder draws its noise from `generator` (None: torch's global one). Raises BitDanceError for other
-        shapes or dtypes.
+        shapes or dtypes, and for more bits than the device has memory for.
         """
         is_grid = bits.ndim == 4 and bits.shape[1] == self.channels and all(bits.shape)
         if not is_grid or not (bits.dtype == torch.bool or bits.is_floating_point()):
@@ -89,9 +93,18 @@ class BinaryTokenizer:
             )
         if not bits.isfinite().all():
             raise BitDanceError("expected bits, +-1 or bool, found NaN or infinite values")
+        self._check_memory("decoding this", decoding_bytes, len(bits), *(self.downscale * n for n in bits.shape[2:]))
         if bits.dtype == torch.bool:
             bits = torch.where(bits, 1.0, -1.0)
         return self.autoencoder.decode(bits.to(self.device, self.dtype), generator)
+
+    def _check_memory(self, action: str, bytes_of: Callable[..., int], batch: int, height: int, width: int) -> None:
+        memory = devices.memory_of(self.device)
+        weights = sum(parameter.nbytes for parameter in self.autoencoder.parameters())
+        needed = batch * bytes_of(self.autoencoder.config, height, width, self.dtype.itemsize)
+        if memory is not None and weights <= memory < weights + needed:  # a system may still page the weights
+            where = f"beside the weights {self.device}"
+            refuse(needed, memory - weights, action, where, "the size or the number of the pictures")
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import BitDanceError, format_bytes
@@ -134,3 +135,31 @@ def decoding_bytes(config: AutoencoderConfig, height: int, width: int, itemsize:
     level = decoder_levels(config)[0]
     channels = 3 + max(4 * level.width_in, level.width_in + 5 * level.width_out)
     return channels * height * width * itemsize
+
+
+def tiled_encoding_bytes(
+    config: AutoencoderConfig, batch: int, size: tuple[int, int], tile: tuple[int, int], itemsize: int
+) -> int:
+    """Bytes that encoding `batch` pictures in tiles takes; `size` and `tile` are (height, width) in pixels."""
+    pictures = 3 * batch * 3 * math.prod(size) * 4  # as given, and on the way to [-1, 1]
+    results = (2 * batch + 2) * _bits_bytes(config, size)  # of each, joined; sums and weights of one
+    return pictures + results + _tile_bytes(encoding_bytes, config, size, tile, itemsize)
+
+
+def tiled_decoding_bytes(
+    config: AutoencoderConfig, batch: int, size: tuple[int, int], tile: tuple[int, int], itemsize: int
+) -> int:
+    """Bytes that decoding `batch` pictures in tiles takes; `size` and `tile` are (height, width) in pixels."""
+    picture = 3 * math.prod(size) * 4
+    amid = (batch + 4 / 3) * picture + _tile_bytes(decoding_bytes, config, size, tile, itemsize)
+    joining = (2 * batch + 1) * picture
+    return 2 * batch * _bits_bytes(config, size) + round(max(amid, joining))
+
+
+def _bits_bytes(config: AutoencoderConfig, size: tuple[int, int]) -> int:
+    return config.bits * math.prod(size) // config.downscale**2 * 4
+
+
+def _tile_bytes(whole: Callable[..., int], config: AutoencoderConfig, size, tile, itemsize: int) -> int:
+    # norms with the statistics of the whole picture make one more of the four feature maps
+    return whole(config, *map(min, tile, size), itemsize) * 5 // 4

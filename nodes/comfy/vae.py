@@ -12,13 +12,22 @@ import torch
 from torch import Tensor
 
 from ...bitdance_core.checkpoints.tokenizer_files import TokenizerCheckpoint
-from ...bitdance_core.errors import BitDanceError
+from ...bitdance_core.errors import BitDanceError, format_bytes
 from ...bitdance_core.model.binarize import binarize
 from ...bitdance_core.model.text_config import AutoencoderConfig
 from ...bitdance_core.model.tokenizer_network import BinaryAutoencoder, bit_statistics
-from ...bitdance_core.sampling.memory import decoding_bytes, encoding_bytes
+from ...bitdance_core.sampling.memory import (
+    decoding_bytes,
+    encoding_bytes,
+    refuse,
+    tiled_decoding_bytes,
+    tiled_encoding_bytes,
+)
 from .tiles import TokenizerOperations, tiled
 from .weights import SUPPORTED, make_patcher, read_weights
+
+# pixels of a tile's side and of the overlap where a picture as a whole does not fit, as ComfyUI takes them
+TILE, OVERLAP = 256, 64
 
 
 class TiledAutoencoder(BinaryAutoencoder):
@@ -106,6 +115,56 @@ class BinaryVAE(comfy.sd.VAE):
         pixels = self.process_input(pixel_samples).to(self.device, self.vae_dtype)
         bits = self.first_stage_model.encode_tiled(pixels, tile_x, tile_y, overlap)
         return bits.to(self.output_device, mm.intermediate_dtype())
+
+    def decode(self, samples_in: Tensor, *args, **kwargs) -> Tensor:
+        """Decode as ComfyUI does, but in tiles at once where a whole picture exceeds the device.
+
+        Raises BitDanceError, before anything is computed, where tiles or their results exceed it too.
+        """
+        step = self.config.downscale
+        whole = self.memory_used_decode(samples_in.shape, self.vae_dtype)
+        if whole > self._room():
+            self._say_tiles("decoding", whole)
+            return self.decode_tiled(samples_in, TILE // step, TILE // step, OVERLAP // step)
+        pictures = len(samples_in) * 3 * samples_in.shape[-2] * samples_in.shape[-1] * step**2 * 4
+        self._check_room("decoding this", whole + pictures, "the number of pictures")
+        return super().decode(samples_in, *args, **kwargs)
+
+    def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, *args, **kwargs) -> Tensor:
+        step, config = self.config.downscale, self.config
+        size = samples.shape[-2] * step, samples.shape[-1] * step
+        tile = (tile_y or 64) * step, (tile_x or 64) * step
+        needed = tiled_decoding_bytes(config, len(samples), size, tile, mm.dtype_size(self.vae_dtype))
+        self._check_room("decoding this in tiles", needed, "the number or the size of the pictures, or tile_size")
+        return super().decode_tiled(samples, tile_x, tile_y, *args, **kwargs)
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """Encode as ComfyUI does, in tiles where a whole picture exceeds the device; see `decode`."""
+        whole = self.memory_used_encode(pixel_samples.movedim(-1, 1).shape, self.vae_dtype)
+        if whole > self._room():
+            self._say_tiles("encoding", whole)
+            return self.encode_tiled(pixel_samples, TILE, TILE, OVERLAP)
+        return super().encode(pixel_samples)
+
+    def encode_tiled(self, pixel_samples: Tensor, tile_x=None, tile_y=None, *args, **kwargs) -> Tensor:
+        size, tile = tuple(pixel_samples.shape[1:3]), (tile_y or 512, tile_x or 512)
+        needed = tiled_encoding_bytes(self.config, len(pixel_samples), size, tile, mm.dtype_size(self.vae_dtype))
+        self._check_room("encoding this in tiles", needed, "the number or the size of the pictures, or tile_size")
+        return super().encode_tiled(pixel_samples, tile_x, tile_y, *args, **kwargs)
+
+    def _room(self) -> int:
+        """Return the bytes that the device has beside the weights; other models can make way."""
+        return mm.get_total_memory(self.device) - self.patcher.model_size()
+
+    def _check_room(self, action: str, needed: int, setting: str) -> None:
+        if needed > (room := self._room()):
+            refuse(needed, room, action, f"the device {self.device}", setting)
+
+    def _say_tiles(self, action: str, whole: int) -> None:
+        logging.warning(
+            f"[BitDance] {action} a picture as a whole takes {format_bytes(whole)} of memory, the device {self.device} "
+            f"has {format_bytes(max(0, self._room()))}: {action} it in tiles"
+        )
 
     @property
     def config(self) -> AutoencoderConfig:

@@ -1,5 +1,6 @@
 """The binary tokenizer as a VAE, in this process: tiles, memory, odd images."""
 
+import importlib
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from builtin import pictures
 from graphs import PROMPT
 from peak_memory import PeakMemory
+from stock_nodes import stock_nodes
 
 
 def test_tiles_agree_since_they_share_the_pictures_statistics(pack):
@@ -104,3 +106,84 @@ def test_odd_images_are_encoded_or_named(pack):
     for encode in (vae.encode, lambda image: vae.encode_tiled(image, 512, 512, 64)):
         with pytest.raises(ValueError, match=r"at least 8x8 pixels \(one token\), found 3 channels and 64x0 pixels"):
             encode(torch.rand(1, 7, 64, 3))
+
+
+@pytest.fixture
+def vae(pack):
+    return pack.vae.BinaryVAE(read_tokenizer(ASSETS / "builtin"))
+
+
+@pytest.fixture
+def limit(vae, monkeypatch):
+    """Let the device have so many bytes beside the tokenizer's weights."""
+    import comfy.model_management as mm
+
+    def limit(room):
+        total = room + vae.patcher.model_size()
+        monkeypatch.setattr(mm, "get_total_memory", lambda *_, **__: total)
+
+    return limit
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (
+            (1, 32, 2**15, 2**15),
+            r"decoding this in tiles takes [\d,.]+ GB of memory, .* lower the number or the size",
+        ),
+        ((2**16, 32, 64, 64), r"decoding this takes [\d,.]+ GB of memory, but .* lower the number of pictures"),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused_before_anything_is_computed(vae, comfyui, shape, words):
+    """By ComfyUI's nodes, against this machine's real memory; the latent takes none."""
+    latent = {"samples": torch.ones(1, 1, 1, 1).expand(shape)}
+    with stock_nodes(comfyui, extra=False) as nodes, PeakMemory() as memory:
+        with pytest.raises(ValueError, match=words):
+            nodes["VAEDecode"]().decode(vae, latent)
+        with pytest.raises(ValueError, match="in tiles takes"):
+            nodes["VAEDecodeTiled"]().decode(vae, latent, 512, 64)
+    assert memory.peak < 2**20
+
+
+def test_what_cannot_be_encoded_is_refused_before_anything_is_computed(vae, comfyui):
+    pixels = torch.ones(1, 1, 1, 1).expand(1, 2**17, 2**17, 3)
+    with stock_nodes(comfyui, extra=False) as nodes, PeakMemory() as memory:
+        for run in (lambda: nodes["VAEEncode"]().encode(vae, pixels),
+                    lambda: nodes["VAEEncodeTiled"]().encode(vae, pixels, 512, 64)):  # fmt: skip
+            with pytest.raises(ValueError, match=r"encoding this in tiles takes [\d,.]+ GB of memory, but"):
+                run()
+    assert memory.peak < 2**20
+
+
+def test_a_picture_that_fits_in_tiles_only_is_drawn_in_tiles(vae, limit, caplog):
+    pixels = torch.from_numpy(pictures.draw(pictures.parse(PROMPT), 512, 512))[None] / 255
+    bits = vae.encode(pixels)
+    tiled = vae.decode_tiled(bits, 32, 32, 8), vae.encode_tiled(pixels, 256, 256, 64)
+    whole = vae.memory_used_decode(bits.shape, torch.float32)
+    limit(whole - 1)
+    assert vae.decode(bits).equal(tiled[0])
+    limit(vae.memory_used_encode((1, 3, 512, 512), torch.float32) - 1)
+    assert vae.encode(pixels).equal(tiled[1])
+    assert "decoding it in tiles" in caplog.text and "encoding it in tiles" in caplog.text
+    limit(10**6)
+    with pytest.raises(ValueError, match=r"in tiles takes [\d.]+ MB of memory, but the device cpu has 1.0 MB for it"):
+        vae.decode(bits)
+    with pytest.raises(ValueError, match=r"in tiles takes [\d.]+ MB of memory, but the device cpu has 1.0 MB for it"):
+        vae.encode(pixels)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_memory_of_tiles_is_what_they_take(pack, vae, batch):
+    memory_of = importlib.import_module("pack.bitdance_core.sampling.memory")
+    pixels = torch.rand(batch, 256, 384, 3)
+    with PeakMemory() as encoding:
+        bits = vae.encode_tiled(pixels, 128, 64, 32)
+    with PeakMemory() as decoding:
+        vae.decode_tiled(bits, 16, 8, 4)
+    of = (vae.config, batch, (256, 384), (64, 128), 4)
+    for memory, estimate in (
+        (encoding, memory_of.tiled_encoding_bytes(*of)),
+        (decoding, memory_of.tiled_decoding_bytes(*of)),
+    ):
+        assert memory.peak <= estimate <= 1.5 * memory.peak, (memory.peak, estimate)

@@ -8,14 +8,18 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 
 @contextmanager
-def stock_nodes(comfyui):
-    """ComfyUI's `nodes`, which its other files import; in this process ours would come first. Yields id -> class."""
+def stock_nodes(comfyui, extra=True):
+    """ComfyUI's `nodes`, which its other files import; in this process ours would come first. Yields id -> class.
+
+    `extra` nodes are those of comfy_extras.
+    """
     spec = spec_from_file_location("nodes", comfyui / "nodes.py")
     nodes, ours = module_from_spec(spec), sys.modules.get("nodes")
     sys.modules["nodes"] = nodes
     try:
         spec.loader.exec_module(nodes)
-        asyncio.run(nodes.init_builtin_extra_nodes())
+        if extra:
+            asyncio.run(nodes.init_builtin_extra_nodes())
         yield nodes.NODE_CLASS_MAPPINGS
     finally:
         del sys.modules["nodes"]

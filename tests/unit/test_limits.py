@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 import golden
 from batches import batch, manifest, write_lines
-from bitdance_core import BitDanceError, BitDancePipeline, ImageNetPipeline, cli, devices
+from bitdance_core import BinaryTokenizer, BitDanceError, BitDancePipeline, ImageNetPipeline, cli, devices
 from bitdance_core.batch import draw
 from bitdance_core.checkpoints import load
 from bitdance_core.checkpoints.checkpoint import read_checkpoint
@@ -79,6 +80,20 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(
     printed = capsys.readouterr().err
     takes = r"(drawing|decoding) this takes [\d.,]+ [MG]B of memory, but .*cpu has [\d.]+ MB for it"
     assert re.search(rf"{takes}; lower {setting}\n", printed), printed
+
+
+def test_a_picture_that_does_not_fit_is_not_reconstructed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(devices, "memory_of", lambda _: 40 * 10**6)
+    for name, side in {"small": 64, "large": 512}.items():
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+        status = cli.main(["reconstruct", str(tmp_path / f"{name}.png"), "-o", str(tmp_path / f"{name}_out.png")])
+        assert status == (name == "large")
+    takes = r"encoding this takes [\d.]+ MB of memory, but beside the weights cpu has [\d.]+ MB for it; lower the size"
+    assert re.search(takes, capsys.readouterr().err)
+    assert not (tmp_path / "large_out.png").exists()
+    tokenizer = BinaryTokenizer.from_pretrained("builtin", "cpu")
+    with pytest.raises(BitDanceError, match="decoding this takes"):
+        tokenizer.decode(torch.ones(1, 1, 1, 1).expand(1, 32, 64, 64))
 
 
 def test_a_long_prompt_is_named(monkeypatch):
