@@ -141,7 +141,7 @@ def read_text_checkpoint(
             f"{where}: the model's tokenizer.json is missing; put it beside the language model's file, "
             "or convert the whole model with `python -m bitdance_core convert`, which stores it in the new file"
         )
-    prompts = PromptTokenizer(*found)
+    prompts = PromptTokenizer(*found, backbone.max_positions)
     model = _check(where, backbone, head, autoencoder, prompts)
     if "own" in layout.configs:  # bitdance.json: the model's name, trained sizes and defaults
         data, where = layout.configs["own"]

@@ -12,7 +12,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from ..errors import BitDanceError, is_panic
 
-# Qwen3 was trained for so many positions; a longer prompt is refused, by its bytes before it is tokenized
+# of a model whose configuration does not say how many positions it was trained for: Qwen3's; a longer prompt is
+# refused, by its bytes before it is tokenized
 MAX_TOKENS, MAX_BYTES = 40_960, 2**18
 
 
@@ -23,8 +24,8 @@ class PromptTokenizer:
     text.
     """
 
-    def __init__(self, data: dict[str, Any], source: str) -> None:
-        """Read a parsed tokenizer.json; `source` is the file named in errors.
+    def __init__(self, data: dict[str, Any], source: str, max_tokens: int | None = None) -> None:
+        """Read a parsed tokenizer.json; `source` is the file named in errors, `max_tokens` the model's positions.
 
         Raises BitDanceError if it is malformed or lacks BitDance's tokens.
         """
@@ -44,7 +45,7 @@ class PromptTokenizer:
         missing = [t for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>") if t not in self._special]
         if missing:
             raise BitDanceError(f"{source}: not a BitDance tokenizer; missing tokens: {', '.join(missing)}")
-        self.source = source
+        self.source, self.max_tokens = source, max_tokens or MAX_TOKENS
 
     def to_json(self) -> str:
         """Return the text of a tokenizer.json that reads back as this tokenizer."""
@@ -71,8 +72,10 @@ class PromptTokenizer:
             raise BitDanceError(f"the prompt is too long: it has {size:,} bytes, at most {MAX_BYTES:,} are read")
         start, end = self._special["<|im_start|>"], self._special["<|im_end|>"]
         words = self._encode("user\n" + prompt)
-        if (count := len(words)) > MAX_TOKENS:
-            raise BitDanceError(f"the prompt is too long: it has {count:,} tokens, at most {MAX_TOKENS:,} are read")
+        if (count := len(words)) > self.max_tokens:
+            raise BitDanceError(
+                f"the prompt is too long: it has {count:,} tokens, at most {self.max_tokens:,} are read"
+            )
         return [start, *words, end, *self._encode("\n"), start, *self._encode("assistant\n")]
 
     def unconditional(self) -> list[int]:

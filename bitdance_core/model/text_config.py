@@ -18,10 +18,12 @@ SIZES_1024 = (
 )  # fmt: skip
 SIZES_512 = ((1024, 256), (896, 256), (640, 384), (512, 512), (384, 640), (256, 896), (256, 1024))
 
+POSITIONS = "max_position_embeddings"
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Qwen3 decoder stack. Sizes and widths count features."""
+    """Qwen3 decoder stack. Sizes and widths count features. `max_positions` None: no file says so."""
 
     vocab_size: int
     hidden_size: int
@@ -32,6 +34,7 @@ class BackboneConfig:
     intermediate_size: int
     rms_norm_eps: float
     rope_theta: float
+    max_positions: int | None = None
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], source: str) -> BackboneConfig:
@@ -65,6 +68,7 @@ class BackboneConfig:
             intermediate_size=read_field(config, "intermediate_size", int, source),
             rms_norm_eps=read_field(config, "rms_norm_eps", float, source),
             rope_theta=read_field({**rope, **config}, "rope_theta", float, source),
+            max_positions=read_field(config, POSITIONS, int, source) if config.get(POSITIONS) is not None else None,
         )
         if backbone.hidden_size % 4 or backbone.head_dim % 2 or backbone.num_heads % backbone.num_kv_heads:
             raise BitDanceError(
@@ -118,7 +122,7 @@ class BackboneConfig:
             "rope_theta": self.rope_theta,
             "attention_bias": False,
             "tie_word_embeddings": False,
-        }
+        } | ({} if self.max_positions is None else {POSITIONS: self.max_positions})
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ def identify(
 
     Ignores the vocabulary, which files pad differently, and numbers that no shape gives.
     """
-    ignored = {"vocab_size": 0, "rms_norm_eps": 0.0, "rope_theta": 0.0}
+    ignored = {"vocab_size": 0, "rms_norm_eps": 0.0, "rope_theta": 0.0, "max_positions": None}
     for known in PUBLISHED_CONFIGS:
         if (
             dataclasses.replace(backbone, **ignored) == dataclasses.replace(known.backbone, **ignored)

@@ -1,6 +1,7 @@
 """Text safety: what a user writes is text, whatever it looks like."""
 
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -9,9 +10,12 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 import golden
 from bitdance_core import BitDanceError
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
+from bitdance_core.checkpoints.convert import convert
 from bitdance_core.checkpoints.files import read_json
 from bitdance_core.errors import is_panic
 from bitdance_core.model.prompt import MAX_BYTES, MAX_TOKENS, QWEN_WORDS, PromptTokenizer
+from bitdance_core.model.text_config import POSITIONS
 
 FILE = golden.DATA / "t2i_p16" / "tokenizer.json"
 PROMPTS = PromptTokenizer(read_json(FILE), str(FILE))
@@ -124,3 +128,24 @@ def test_a_prompt_of_more_tokens_than_positions_is_refused():
     assert len(PROMPTS.conditional("~" * (MAX_TOKENS - 50))) > MAX_TOKENS - 50
     with pytest.raises(BitDanceError, match="the prompt is too long: it has .* tokens, at most 40,960 are read"):
         PROMPTS.conditional("~" * (MAX_TOKENS + 1))
+
+
+def test_the_models_own_positions_bound_a_prompt(tmp_path):
+    """Of the golden model, 4096; of a file without a configuration, Qwen3's."""
+    folder = FILE.parent
+    assert read_json(folder / "config.json")["max_position_embeddings"] == 4096
+    prompts = read_checkpoint(folder).prompts
+    assert len(prompts.conditional("~" * 4000)) > 4000
+    with pytest.raises(BitDanceError, match="it has 4,... tokens, at most 4,096 are read"):
+        prompts.conditional("~" * 4096)
+    (single,) = convert(folder, tmp_path / "x.safetensors", "single")
+    assert read_checkpoint(single).prompts.max_tokens == 4096, "`convert` keeps it"
+    for value, expected in ((None, MAX_TOKENS), ("many", None), (0, None), (-5, None)):
+        copy = tmp_path / repr(value)
+        shutil.copytree(folder, copy)
+        (copy / "config.json").write_text(json.dumps(read_json(folder / "config.json") | {POSITIONS: value}))
+        if expected:
+            assert read_checkpoint(copy).prompts.max_tokens == expected
+        else:
+            with pytest.raises(BitDanceError, match="config.json: 'max_position_embeddings' must be a whole number"):
+                read_checkpoint(copy)
