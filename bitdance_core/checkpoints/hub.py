@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -19,10 +19,15 @@ from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, snapshot_do
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
+from tqdm import tqdm
 
 from ..errors import BitDanceError, MissingFileError, format_bytes
 from .layouts import COMFY_FOLDERS, FOLDER_FILES
 from .locks import locked
+
+Checked = Callable[[str, int, int], None]
+CHECKED_BYTES = 16 * 2**20  # read at once
+CHECKING = "checking"  # begins a line of `main` about a checksum
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"  # "../x" and "./x" are paths
 
@@ -125,12 +130,13 @@ def check_space(sizes: dict[str, int], folder: Path) -> None:
         )
 
 
-def fetch(repo_id: str, names: Iterable[str], folder: Path) -> Path:
+def fetch(repo_id: str, names: Iterable[str], folder: Path, checked: Checked | None = None) -> Path:
     """Download files of a repository to `folder` and return it; skip files already there with the hub's SHA-256.
 
     Unlike the hub's own library, which restarts an interrupted file, resume it, even one from an earlier process.
-    Raises MissingFileError if the download is interrupted, BitDanceError for a file with a wrong size or checksum, and
-    for one that another program is downloading.
+    Reading a file for its checksum may take minutes: `checked(name, bytes_done, bytes_total)` is called meanwhile
+    (None: a progress bar). Raises MissingFileError if the download is interrupted, BitDanceError for a file with a
+    wrong size or checksum, and for one that another program is downloading.
     """
     with _named_errors(repo_id):
         commit = HfApi().model_info(repo_id, revision="main").sha
@@ -139,14 +145,23 @@ def fetch(repo_id: str, names: Iterable[str], folder: Path) -> Path:
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise BitDanceError(f"'{name}' of '{repo_id}' is outside {folder}")
             with locked(_cache(folder) / name):
-                _fetch_file(hf_hub_url(repo_id, name, revision=commit), name, folder, commit)
+                _fetch_file(hf_hub_url(repo_id, name, revision=commit), name, folder, commit, checked)
     return folder
 
 
-def _fetch_file(url: str, name: str, folder: Path, commit: str) -> None:
+def changed_files(folder: Path) -> list[str]:
+    """List the files that were downloaded into a folder and verified, and are gone or changed since. Reads none."""
+    return [
+        name
+        for name, stamp in _verified(folder).items()
+        if not (folder / name).is_file() or stamp != _stamp(folder / name, stamp[-1] if stamp else "")
+    ]
+
+
+def _fetch_file(url: str, name: str, folder: Path, commit: str, checked: Checked | None) -> None:
     remote = get_hf_file_metadata(url)
     target, etag = folder / name, remote.etag or ""  # a mirror may send none
-    if target.is_file() and target.stat().st_size == remote.size and _is_right(target, etag, folder, name):
+    if target.is_file() and target.stat().st_size == remote.size and _is_right(target, etag, folder, name, checked):
         return
     version = re.sub(r"\W", "", etag) or hashlib.sha256(f"{commit} {name} {remote.size}".encode()).hexdigest()
     part = _cache(folder) / f"{version}.incomplete"  # resume only a part of this version of the file
@@ -160,7 +175,7 @@ def _fetch_file(url: str, name: str, folder: Path, commit: str) -> None:
         found = part.stat().st_size
         part.unlink()
         raise BitDanceError(f"{name} arrived with {found} bytes instead of {remote.size} and was removed; try again")
-    if not _has_checksum(part, etag):
+    if not _has_checksum(part, etag, name, checked):
         part.unlink()
         raise BitDanceError(f"{name} arrived damaged and was removed, because its SHA-256 is not the hub's; try again")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,19 +187,28 @@ def _cache(folder: Path) -> Path:
     return folder / ".cache" / "bitdance"
 
 
-def _has_checksum(path: Path, etag: str) -> bool:
+def _has_checksum(path: Path, etag: str, name: str, checked: Checked | None) -> bool:
     """Compare a file with its SHA-256, which is the etag of large files only; small ones count as right."""
     if not re.fullmatch(r"[0-9a-f]{64}", etag):
         return True
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == etag
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    # shown after a second
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"checking {name}", delay=1, disable=checked is not None)
+    with path.open("rb") as file, bar:
+        while chunk := file.read(CHECKED_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            bar.update(len(chunk))
+            if checked:
+                checked(name, done, total)
+    return digest.hexdigest() == etag
 
 
-def _is_right(path: Path, etag: str, folder: Path, name: str) -> bool:
+def _is_right(path: Path, etag: str, folder: Path, name: str, checked: Checked | None) -> bool:
     """Return whether an existing file has the checksum; a right one is remembered by size and time of change."""
     if _verified(folder).get(name) == _stamp(path, etag):
         return True
-    right = _has_checksum(path, etag)
+    right = _has_checksum(path, etag, name, checked)
     if right:
         _remember(path, etag, folder, name)
     return right
@@ -200,7 +224,8 @@ def _verified(folder: Path) -> dict[str, list]:
         found = json.loads((_cache(folder) / "verified.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    stamps = found.items() if isinstance(found, dict) else ()
+    return {name: stamp for name, stamp in stamps if isinstance(stamp, list)}
 
 
 def _remember(path: Path, etag: str, folder: Path, name: str) -> None:
@@ -212,12 +237,17 @@ def _remember(path: Path, etag: str, folder: Path, name: str) -> None:
 def main() -> int:
     """Run `fetch` for the arguments `REPOSITORY FOLDER FILE …`; print an error as one line to stdout and return 1.
 
+    Lines before it, `CHECKING DONE TOTAL NAME`, count the bytes of a file that is read for its checksum.
     Standard input must be a pipe from the parent: the process ends when the parent does, killed or not.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     repo_id, folder, *names = sys.argv[1:]
+
+    def checked(name: str, done: int, total: int) -> None:
+        print(CHECKING, done, total, name, flush=True)
+
     try:
-        fetch(repo_id, names, Path(folder))
+        fetch(repo_id, names, Path(folder), checked)
     except BitDanceError as error:
         print(error)
         return 1

@@ -39,7 +39,7 @@ def model_names() -> list[str]:
     published = [
         name + DOWNLOAD
         for name, model in hub.PUBLISHED_MODELS.items()
-        if name not in local and not _is_here(name, model)
+        if not _is_here(name, model) and (name not in local or _has_changed(name, model))
     ]
     return [*builtin_models(), *local, *published]
 
@@ -58,7 +58,8 @@ def tokenizer_names() -> list[str]:
     published = [
         name + DOWNLOAD
         for name, tokenizer in hub.PUBLISHED_TOKENIZERS.items()
-        if not any(Path(file).stem == name for file in local) and not _is_here(name, tokenizer)
+        if not _is_here(name, tokenizer)
+        and (_has_changed(name, tokenizer) or not any(Path(file).stem == name for file in local))
     ]
     return [*builtin_models(), *folders, *local, *published]
 
@@ -86,6 +87,9 @@ def model_source(name: str) -> Source:
     if name in builtin_models():
         return ASSETS / name
     published = name.removesuffix(DOWNLOAD)
+    if name.endswith(DOWNLOAD) and (model := hub.PUBLISHED_MODELS.get(published)):
+        if _has_changed(published, model):
+            return _downloaded(published, model)  # which verifies them again
     if published in (folders := _model_folders()):
         return folders[published]
     if published in (files := _model_files()):
@@ -236,17 +240,29 @@ def _is_model(folder: Path) -> bool:
 
 
 def _is_here(name: str, model: Published) -> bool:
-    """Return whether a published model that consists of single files has been downloaded."""
+    """Return whether a published model that consists of single files has been downloaded.
+
+    Files that have changed since they were verified do not count. Files from elsewhere, whose content nobody verified,
+    do if they are as long as their headers say and have tensors of the right names.
+    """
     folder = _folder_of(name, model)
+    if _has_changed(name, model):
+        return False
     if model.loads:
         return all(_is_good(folder / file) for file in model.files)
     parts = set().union(*(parts_of(path) for path in folder.rglob("*.safetensors") if _is_good(path)))
     return "*.safetensors" in model.files and parts >= {*WHOLE}
 
 
+def _has_changed(name: str, model: Published) -> bool:
+    """Return whether files of a download have changed since they were verified."""
+    changed = hub.changed_files(_folder_of(name, model))
+    return any(not model.loads or file in model.files for file in changed)  # models of one file share a folder
+
+
 def _is_good(path: Path) -> bool:
-    """Return whether a file exists and, if it has weights, is as long as its header requires."""
-    return path.is_file() and (not is_weights(path) or is_whole(path))
+    """Return whether a file exists and, if it has weights, is as long as its header requires and has a model's part."""
+    return path.is_file() and (not is_weights(path) or (is_whole(path) and bool(parts_of(path))))
 
 
 def _folder_of(name: str, model: Published) -> Path:

@@ -309,6 +309,16 @@ def test_published_files_are_fetched_when_picked(comfyui, tmp_path):
             assert "ae_d16c32 (download)" not in choices(server, "BitDanceLoadTokenizer", "tokenizer_name")
             graph["4"]["inputs"]["seed"] = 5  # a workflow that still says "(download)" takes what is there
             assert error_of(server.wait(server.queue(graph))) is None and len(sent) == 2
+            # of the right length, with wrong content: offered for download again, and replaced when that is picked
+            file = tmp_path / "base" / "models" / "bitdance" / "BitDance-ImageNet" / "BitDance_B_4x.pt"
+            right = file.read_bytes()
+            file.write_bytes(right[:-3000] + bytes(1000) + right[-2000:])
+            names = choices(server, "BitDanceLoadModel", "model_name")
+            assert {"BitDance-ImageNet/BitDance_B_4x.pt", "BitDance-B-4x (download)"} <= {*names}
+            graph["1"]["inputs"]["weight_dtype"] = "fp32"  # the loader's result is cached
+            assert error_of(server.wait(server.queue(graph))) is None
+            assert file.read_bytes() == right and sorted(sent)[:2] == ["BitDance_B_4x.pt"] * 2 and len(sent) == 3
+            assert "BitDance-B-4x (download)" not in choices(server, "BitDanceLoadModel", "model_name")
 
 
 def test_lora_files_reach_every_layer_of_an_imagenet_model(pack):

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 
+from bitdance_core.checkpoints.hub import changed_files
 from bitdance_core.checkpoints.locks import locked
 from hub_server import serve
 from paths import ROOT
@@ -33,8 +35,12 @@ def start(address, folder):
 
 def fetch(address, folder):
     """Run the download as the node does; return its message, "" for success."""
+    return "\n".join(line for line in lines_of(address, folder) if not line.startswith("checking "))
+
+
+def lines_of(address, folder):
     with start(address, folder) as process:  # communicate() would close standard input, and end the process
-        return process.stdout.read().strip()
+        return process.stdout.read().splitlines()
 
 
 def cache(folder):
@@ -103,3 +109,30 @@ def test_a_download_ends_with_its_parent(source, tmp_path):
         finally:
             process.kill()
             process.stdout.close()
+
+
+def test_reading_a_file_for_its_checksum_shows_progress(source, tmp_path):
+    """Of a file that is there already, and of one that arrived; 16 MiB at a time, and not again once it is known."""
+    size = 40 * 2**20
+    (source / "x.bin").write_bytes(bytes(size))
+    shutil.copytree(source, tmp_path / "to")
+    with serve(REPOSITORY, source) as (address, sent):
+        expected = [f"checking {done} {size} x.bin" for done in (16 * 2**20, 32 * 2**20, size)]
+        assert lines_of(address, tmp_path / "to") == expected and not sent
+        assert lines_of(address, tmp_path / "to") == []
+        assert lines_of(address, tmp_path / "new") == expected and sent == ["x.bin"]
+
+
+def test_files_that_changed_since_they_were_verified_are_known_without_reading_them(source, tmp_path):
+    folder = tmp_path / "to"
+    assert changed_files(folder) == []
+    with serve(REPOSITORY, source) as (address, _):
+        assert fetch(address, folder) == "" and changed_files(folder) == []
+        (folder / "x.bin").write_bytes(DATA[::-1])
+        assert changed_files(folder) == ["x.bin"]
+        assert fetch(address, folder) == "" and changed_files(folder) == []
+    (folder / "x.bin").unlink()
+    assert changed_files(folder) == ["x.bin"]
+    for damage in (b"{", b"[]", b'{"x.bin": 5}', b'{"y.bin": []}'):
+        (cache(folder) / "verified.json").write_bytes(damage)
+        assert changed_files(folder) == (["y.bin"] if b"y" in damage else [])
