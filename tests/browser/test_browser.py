@@ -1,6 +1,7 @@
 """ComfyUI's page in headless Chromium: the shared workflow files as a user opens and runs them."""
 
 import base64
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from playwright.sync_api import sync_playwright
 
 from builtin import pictures
 from environment import find_chromium
-from graphs import images
+from graphs import Graph, draw, images, load
 from shared_workflows import EXPECTED, FOLDER, WORKFLOWS
 
 pytestmark = pytest.mark.browser
@@ -72,6 +73,46 @@ def test_the_page_shows_a_nodes_help(page):
     page.evaluate(f"window.app.canvas.selectNode({sampler})")
     page.locator("[data-testid='info-button']").first.click()
     page.get_by_text("It replaces KSampler").wait_for()
+
+
+@pytest.mark.parametrize("has_workflow", [True, False], ids=["a workflow", "a graph of the API"])
+def test_a_dropped_file_of_bits_reopens_its_graph(page, server, messages, has_workflow):
+    """The workflow as it was, or, of a graph that was queued without one, its nodes laid out by the page."""
+    page.set_input_files("#comfy-file-input", str(FOLDER / "Image to Image.json"))  # another graph is open
+    page.wait_for_function(f"document.title.includes('Image to Image') && {GRAPH}.some(n => n.title === 'Read me')")
+    before, seed = len(messages), 4711 + has_workflow
+    graph = Graph()
+    bits = draw(graph, load(graph), steps=1, seed=seed)
+    graph.add("BitDanceSaveBits", bits=bits[0], filename_prefix="bits/dropped")
+    workflow = json.loads((FOLDER / "Text to Image.json").read_text())
+    workflow["nodes"][0]["title"] = "reopened"
+    extra = {"extra_data": {"extra_pnginfo": {"workflow": workflow}}} if has_workflow else {}
+    history = server.wait(server.queue(graph, **extra))
+    (entry,) = next(output["bits"] for output in history["outputs"].values() if "bits" in output)
+    _drop(page, server.base / "output" / entry["subfolder"] / entry["filename"])
+    if has_workflow:
+        page.wait_for_function(
+            f"{GRAPH}.some(n => n.title === 'reopened') && {GRAPH}.length === {len(workflow['nodes'])}"
+        )
+    else:
+        sampler = f"{GRAPH}.find(n => n.type === 'BitDanceNextPatchSampler')"
+        page.wait_for_function(f"{sampler}?.widgets.find(w => w.name === 'seed').value === {seed}")
+        types = page.evaluate(f"{GRAPH}.map(n => n.type)")
+        assert sorted(types) == sorted(node["class_type"] for node in graph.values())
+    assert not [message for message in messages[before:] if message[1] == "page"]
+
+
+def _drop(page, path: Path) -> None:
+    """Drop a file onto the canvas, as from the system's file manager."""
+    script = """([data, name]) => {
+        const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], name));
+        return transfer;
+    }"""
+    transfer = page.evaluate_handle(script, [base64.b64encode(path.read_bytes()).decode(), path.name])
+    for event in ("dragenter", "dragover", "drop"):
+        page.dispatch_event("#graph-canvas", event, {"dataTransfer": transfer, "clientX": 500, "clientY": 500})
 
 
 def _fetch(page, source: str) -> bytes:
