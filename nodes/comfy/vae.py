@@ -127,7 +127,8 @@ class BinaryVAE(comfy.sd.VAE):
             self._say_tiles("decoding", whole)
             return self.decode_tiled(samples_in, TILE // step, TILE // step, OVERLAP // step)
         pictures = len(samples_in) * 3 * samples_in.shape[-2] * samples_in.shape[-1] * step**2 * 4
-        self._check_room("decoding this", whole + pictures, "the number of pictures")
+        working = whole if self.output_device == self.device else 0
+        self._check_room("decoding this", working + pictures, "the number of pictures", self.output_device)
         return super().decode(samples_in, *args, **kwargs)
 
     def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, *args, **kwargs) -> Tensor:
@@ -152,13 +153,14 @@ class BinaryVAE(comfy.sd.VAE):
         self._check_room("encoding this in tiles", needed, "the number or the size of the pictures, or tile_size")
         return super().encode_tiled(pixel_samples, tile_x, tile_y, *args, **kwargs)
 
-    def _room(self) -> int:
-        """Return the bytes that the device has beside the weights; other models can make way."""
-        return mm.get_total_memory(self.device) - self.patcher.model_size()
+    def _room(self, device: torch.device | None = None) -> int:
+        """Return the bytes that a device has, ours beside the weights; other models can make way."""
+        device = device or self.device
+        return mm.get_total_memory(device) - (self.patcher.model_size() if device == self.device else 0)
 
-    def _check_room(self, action: str, needed: int, setting: str) -> None:
-        if needed > (room := self._room()):
-            refuse(needed, room, action, f"the device {self.device}", setting)
+    def _check_room(self, action: str, needed: int, setting: str, device: torch.device | None = None) -> None:
+        if needed > (room := self._room(device)):
+            refuse(needed, room, action, f"the device {device or self.device}", setting)
 
     def _say_tiles(self, action: str, whole: int) -> None:
         logging.warning(

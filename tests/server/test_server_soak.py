@@ -39,8 +39,8 @@ def test_two_hundred_prompts_leave_nothing_in_the_server(comfyui, tmp_path):
     (tmp_path / "models" / "bitdance").mkdir(parents=True)
     (tmp_path / "models" / "bitdance" / "t2i_p16").symlink_to(DATA / "t2i_p16", target_is_directory=True)
     dice = random.Random(0)
-    with Server(Path(sys.executable), comfyui, tmp_path, "--cpu", "--cache-none") as server:
-        for _ in range(60):  # until allocators have all that they keep
+    with Server(Path(sys.executable), comfyui, tmp_path, "--cpu") as server:
+        for _ in range(120):  # until allocators have all that they keep
             draw_one(server, dice)
         before = state(server)
         refused = sum(draw_one(server, dice) for _ in range(200))
