@@ -1,4 +1,4 @@
-"""200 mixed prompts in a real server's process: descriptors and threads stay, memory grows by half a MiB each at most."""
+"""200 mixed prompts in a real server: descriptors and threads stay, memory grows by half a MiB each at most."""
 
 import os
 import random
