@@ -1,0 +1,168 @@
+"""The GPU report: every section runs on a CPU with tiny models, and whatever happens to one, the report goes on."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import report_sections
+from benchmarks import gpu_report
+from benchmarks.gpu_sections import written
+from benchmarks.gpu_sections.setting import Options
+from paths import ROOT
+
+TINY = ["--device", "cpu", "--tiny"]
+NAMES = [section.name for section in gpu_report.SECTIONS]
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def run(folder, *functions, seconds=60.0, limit=600.0, quick=True, options=None):
+    sections = [
+        gpu_report.Section(f.__name__, f, seconds, seconds if quick else 0.0, "a section of this test")
+        for f in functions
+    ]
+    gpu_report.run(sections, options or Options("cpu", tiny=True), folder, limit)
+    report = report_of(folder)
+    return report, {section["section"]: section for section in report["sections"]}
+
+
+def test_every_section_runs_on_a_cpu(tmp_path, comfyui):
+    """By the command as documented; what it prints is the page that it writes."""
+    command = [sys.executable, "benchmarks/gpu_report.py", *TINY, "--out", str(tmp_path)]
+    environment = os.environ | {"COMFYUI_DIR": str(comfyui)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == (tmp_path / "report.md").read_text().strip()
+    report, page = report_of(tmp_path), (tmp_path / "report.md").read_text()
+    assert {s["section"]: s["status"] for s in report["sections"]} == dict.fromkeys(NAMES, "done")
+    for section in report["sections"]:
+        assert section["rows"] and section["s"] > 0, section["section"]
+        assert f"\n## {section['section']}: " in page
+        for row in section["rows"]:
+            figures = [value for name, value in row.items() if name not in ("what", "note", "id")]
+            # a figure, or the reason why there is none; PyTorch's order of kernels is all in its name
+            assert any(value is not None for value in figures) or row.get("note") or ": " in row["what"], row
+            assert f"| {written.cell(row['what'])} |" in page
+    assert report["machine"]["PyTorch"] in page and report["machine"]["commit"] in page
+    rows = {section["section"]: section["rows"] for section in report["sections"]}
+    assert all(row["bits that agree, %"] == 100 for row in rows["bits"] if "note" not in row)
+    errors = [row["relative error"] for row in rows["products"] if row.get("type", "")[:4] in ("fp8,", "int8")]
+    assert errors and max(errors) < 0.06  # of eight bits, and of no other product
+    assert [target["reached"] for target in report["targets"]] == [None] * 3  # tiny models reach nothing
+
+
+def test_only_the_chosen_sections_run(tmp_path, capsys):
+    assert gpu_report.main([*TINY, "--sections", "rates,ranges", "--out", str(tmp_path)]) == 0
+    report = report_of(tmp_path)
+    assert [(s["section"], s["status"]) for s in report["sections"]] == [("rates", "done"), ("ranges", "done")]
+    amax = [row["amax"] for row in report["sections"][1]["rows"]]
+    assert len(amax) == 4 and 1 < min(amax) and max(amax) < 448  # the built-in model's layers; docs/memory.md
+
+
+def test_every_benchmark_can_be_started():
+    """From the project's root, as their docstrings say, and not with the paths that tests have."""
+    names = [f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")]
+    subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sections", "rates,teapot"], "--sections: unknown section 'teapot', have: rates, bits, "),
+        (["--device", "cpu"], "the report needs a CUDA device, found cpu; to try it with tiny models, add"),
+        (["--device", "teapot", "--tiny"], "device 'teapot' is not available"),
+        (["--out", "/proc/none"], "--out: /proc/none cannot be made"),
+    ],
+)
+def test_bad_arguments_end_in_a_sentence(arguments, message, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        gpu_report.main(["--out", str(tmp_path), *arguments])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_fails_is_written_down_at_once_and_the_next_section_runs(tmp_path, monkeypatch):
+    seen = []
+
+    def write(report, folder):
+        written.write(report, folder)
+        seen.append([section["status"] for section in report_of(folder)["sections"]])
+
+    monkeypatch.setattr(gpu_report, "write", write)
+    failing = report_sections.fails, report_sections.has_no_memory, report_sections.dies
+    _, sections = run(tmp_path, *failing, report_sections.is_not_possible, report_sections.works)
+    expected = {
+        "fails": "failed: ValueError: found | 3",
+        "has_no_memory": "failed: OutOfMemoryError: CUDA out of memory.",
+        "dies": "failed: its process ended with code 3",
+        "is_not_possible": "not possible: it needs a unicorn",
+        "works": "done",
+    }
+    assert {name: section["status"] for name, section in sections.items()} == expected
+    statuses = list(expected.values())
+    assert seen == [statuses[:n] + ["not run: time"] * (len(statuses) - n) for n in range(1, len(statuses) + 1)]
+    assert sections["fails"]["rows"] == sections["dies"]["rows"] == [{"what": "the row before"}]
+    assert "ValueError: found \\| 3 |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_section_over_its_time_is_cut_off_with_the_rows_that_it_has(tmp_path):
+    _, sections = run(tmp_path, report_sections.hangs, seconds=1.0)
+    assert sections["hangs"]["status"] == "cut off: its time was over"
+    assert sections["hangs"]["rows"] in ([{"what": "the row before"}], [])  # a busy machine may not come so far
+
+
+def test_what_is_not_reached_is_listed(tmp_path):
+    _, sections = run(tmp_path, report_sections.works, limit=0.0)
+    assert sections["works"]["status"] == "not run: time" and not sections["works"]["rows"]
+    options = Options("cpu", tiny=True, quick=True)
+    _, sections = run(tmp_path, report_sections.works, quick=False, options=options)
+    assert sections["works"]["status"] == "not run: --quick leaves it out"
+
+
+def test_no_process_outlives_the_report(tmp_path):
+    """Not even where it is killed: the worker, whose section hangs, closes the output that it shares with it."""
+    code = (
+        "import sys; sys.path[:0] = ['.', 'tests/helpers']; import report_sections; from pathlib import Path; "
+        "from benchmarks.gpu_report import Options, Section, run; "
+        "section = Section('hangs', report_sections.hangs, 600.0, 600.0, ''); "
+        f"run([section], Options('cpu', tiny=True), Path({str(tmp_path)!r}), 600.0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "it hangs\n"
+    finally:
+        process.kill()
+    assert process.communicate(timeout=120) == ("", None)  # ends when the last process does
+
+
+def test_the_budgets_keep_to_nine_minutes_and_two():
+    assert gpu_report.LIMIT < 9 * 60 and gpu_report.QUICK_LIMIT < 2 * 60
+    assert all(0 <= section.quick <= section.seconds <= gpu_report.LIMIT for section in gpu_report.SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("card", "seconds", "reached"),
+    [
+        ("NVIDIA H200", 3.0, [True, True, True, True]),
+        ("NVIDIA H100 80GB HBM3", 4.0, [False, False, False, False]),
+        ("NVIDIA GeForce RTX 5090", 3.0, [True, True, True]),
+    ],
+)
+def test_targets_are_reached_or_missed(card, seconds, reached):
+    rows = [
+        {"what": "slower", "id": written.BF16, "s": 9.0, "baseline s": 9.0, "roofline s": 2.5},
+        {"what": "compiled", "id": written.BF16, "s": seconds},
+        {"what": "fp8", "id": written.FP8, "s": 1.8 if seconds < 4 else 3.0},
+        {"what": "no picture", "s": 0.1},
+    ]
+    section = {"section": "14b-64x", "about": "", "status": "done", "s": 1.0, "rows": rows}
+    report = {"machine": {"card": card}, "options": {"tiny": False}, "sections": [section]}
+    found = written.targets(report)
+    assert [target["reached"] for target in found] == reached
+    assert [target["found"] for target in found[:2]] == [seconds / 2.5, 9.0 / seconds]
+    report["sections"] = []
+    assert {target["reached"] for target in written.targets(report)} == {None}
