@@ -56,7 +56,7 @@ SECTIONS = (
     Section("imagenet", pictures.draws_classes, 60, 0, "64 pictures of B-4x at once, random weights"),
     Section("ranges", kernels.ranges, 60, 10, "the largest inputs of each down_proj; fp8 without scales ends at 448"),
     Section("compile", pictures.compiled, 100, 0, "the head of 14B-64x by torch.compile"),
-    Section("comfyui", pack.draws, 120, 0, "draws through the pack in ComfyUI"),
+    Section("comfyui", pack.draws, 150, 0, "draws through the pack in ComfyUI"),
 )
 
 

@@ -26,7 +26,7 @@ def draws(setting: Setting) -> Iterator[Row]:
     for dynamic in (True, False) if setting.is_cuda else (False,):
         options = {"comfyui": str(comfyui), "cpu": not setting.is_cuda, "dynamic": dynamic}
         try:
-            yield from rows_of(options | {"tiny": setting.tiny, "quick": setting.quick})
+            yield from rows_of(options | {"tiny": setting.tiny})
         except RuntimeError as error:
             failures.append(str(error))
     if failures:

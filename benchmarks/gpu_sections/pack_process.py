@@ -1,6 +1,6 @@
 """Draw through the pack in this process, started by pack.py: one JSON row a line, {"what": …}, on the standard output.
 
-Its argument is a JSON object: "comfyui", the folder; "cpu", "dynamic", "tiny", "quick", true or false.
+Its argument is a JSON object: "comfyui", the folder; "cpu", "dynamic" and "tiny", true or false.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != ROOT), str(ROOT)]  # behind ComfyUI's `nodes`
 PROMPT = "a large red star on a blue background"
-LAYERS = 4  # of the random 14B model: system memory holds it, and a picture takes seconds
+LAYERS, STEPS = 4, 10  # of the random 14B model: system memory holds it, and a picture takes a second or two
 TYPES = ("fp8_e4m3fn", "int8", "nvfp4")  # options of weight_dtype to try, where this ComfyUI has them
 Row = dict[str, Any]
 
@@ -33,7 +34,10 @@ def start_comfyui(options: dict[str, Any]) -> None:
     if options["dynamic"]:
         import comfy_aimdo.control
 
-        comfy_aimdo.control.init()
+        try:
+            comfy_aimdo.control.init(nvml_pressure=True)
+        except TypeError:  # an older one
+            comfy_aimdo.control.init()
     if not options["cpu"]:
         importlib.import_module("cuda_malloc")  # chooses PyTorch's allocator by the card
     import_pack(Path(options["comfyui"]), cpu=options["cpu"], disable_dynamic_vram=not options["dynamic"])
@@ -98,15 +102,15 @@ def draw(model, clip, steps: int, graphs: bool):
     return bits, time.perf_counter() - start
 
 
-def compare(name: str, models: Iterator[tuple[str, Any, Any]], options: Row) -> Iterator[Row]:
+def compare(name: str, models: Iterator[tuple[str, Any, Any]], steps: int, count: int, options: Row) -> Iterator[Row]:
     """Time each model with CUDA graphs and without; its bits are compared with those of the first without."""
-    first, reasons, steps = None, Reasons(), 2 if options["tiny"] else 0
+    first, reasons = None, Reasons()
     logging.getLogger().addHandler(reasons)
     for weight_dtype, model, clip in models:
         for graphs in (False, True):
             reasons.found.clear()
             draw(model, clip, steps, graphs)
-            found = [draw(model, clip, steps, graphs) for _ in range(1 if options["quick"] else 3)]
+            found = [draw(model, clip, steps, graphs) for _ in range(count)]
             bits = found[-1][0]
             first = bits if first is None else first
             yield {
@@ -174,11 +178,12 @@ def main() -> None:
     import torch
 
     with torch.inference_mode():
-        contenders = {"builtin, 64x64": builtin_models(options["tiny"])}
-        contenders[f"as wide as 14B-64x, {LAYERS} layers, 1024x1024"] = random_models(options["tiny"])
-        for name, models in contenders.items():
-            for row in compare(name, models, options):
-                print(json.dumps(row), flush=True)
+        tiny = options["tiny"]
+        small = compare("builtin, 64x64", builtin_models(tiny), 2 if tiny else 0, 1 if tiny else 3, options)
+        name = f"as wide as 14B-64x, {LAYERS} layers, 1024x1024, {STEPS} steps"
+        large = compare(name, random_models(tiny), 2 if tiny else STEPS, 1, options)
+        for row in chain(small, large):
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class Streamed:
 
     def _begin(self, number: int, *_: object) -> None:
         if number == 0:
+            if self.side is not None:  # a pass is timed alone: none of it overlaps with what came before
+                self.side.wait_stream(torch.cuda.current_stream())
             self._copy(0)
         if number + 1 < len(self.layers):
             self._copy(number + 1)

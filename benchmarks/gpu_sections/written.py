@@ -28,6 +28,7 @@ def describe(setting: Setting) -> dict[str, Any]:
     return {
         "card": card.name if card else f"none ({device})",
         "card's memory, GB": round(card.total_memory / 1e9, 1) if card else None,
+        "compute capability": f"{card.major}.{card.minor}" if card else None,
         "driver": said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if card else None,
         "CUDA": torch.version.cuda or torch.version.hip,
         "cuDNN": torch.backends.cudnn.version() if card else None,

@@ -6,11 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import report_sections
-from benchmarks import gpu_report
-from benchmarks.gpu_sections import written
-from benchmarks.gpu_sections.setting import Options
+from benchmarks import gpu_report, random_models
+from benchmarks.gpu_sections import scaled, written
+from benchmarks.gpu_sections.setting import Options, Setting
+from benchmarks.gpu_sections.streams import fill_and_stream
+from bitdance_core.checkpoints.load import LAYERS
+from bitdance_core.sampling.generate import generate
 from paths import ROOT
 
 TINY = ["--device", "cpu", "--tiny"]
@@ -137,6 +141,47 @@ def test_no_process_outlives_the_report(tmp_path):
     finally:
         process.kill()
     assert process.communicate(timeout=120) == ("", None)  # ends when the last process does
+
+
+def test_without_comfyui_its_section_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    assert gpu_report.main([*TINY, "--sections", "comfyui", "--out", str(tmp_path)]) == 0
+    (section,) = report_of(tmp_path)["sections"]
+    assert section["status"].startswith("not possible: there is no ComfyUI")
+
+
+def test_streamed_layers_are_copied_anew_at_every_pass():
+    """Three layers in two places; the picture is that of the same weights without streaming."""
+    setting = Setting(torch.device("cpu"), torch.float32, Options("cpu", tiny=True))
+    case = setting.case(random_models.with_layers(setting.config("bitdance-14b-64x"), 3))
+    layers = case.model.backbone.layers
+
+    def draw(model):
+        return generate(model, case.request, torch.Generator().manual_seed(0), "cpu", torch.float32)
+
+    size = fill_and_stream(setting, case.model, 0, random_models.random_weight)
+    assert 0 <= size - 3 * sum(weight.nbytes for weight in layers[0].parameters()) < 3 * 11 * 256
+    drawn = draw(case.model)
+    resident = random_models.build(case.model.config).eval()
+    resident.load_state_dict({name: weight.clone() for name, weight in case.model.state_dict().items()}, assign=True)
+    for weight in layers.parameters():
+        weight.zero_()
+    assert draw(case.model).equal(drawn) and draw(resident).equal(drawn)
+    assert len({weight.data_ptr() for layer in layers for weight in layer.parameters()}) == 2 * 11
+
+
+def test_scaled_layers_compute_what_their_weights_say():
+    setting = Setting(torch.device("cpu"), torch.float32, Options("cpu", tiny=True))
+    model = scaled.build_scaled(setting.config("bitdance-14b-64x"))
+    scaled.fill_scaled(model, setting.device, setting.dtype)
+    narrow = {name for name, weight in model.named_parameters() if weight.dtype == scaled.FP8}
+    assert narrow == {n for n, w in model.named_parameters() if w.ndim == 2 and LAYERS.fullmatch(n)} != set()
+    layer = model.head.ada_ln_blocks[0]
+    x = 1000 * torch.randn(2, 3, layer.in_features, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.linear(x, layer.weight.float() * layer.scale, layer.bias)
+    assert (layer(x) - expected).norm() < 0.06 * expected.norm()  # eight bits; without a scale, 1000 would end at 448
+    like = random_models.random_weight("w", layer.weight, setting.device, setting.dtype)
+    assert float((layer.weight.float() * layer.scale).std()) == pytest.approx(float(like.std()), rel=0.02)
 
 
 def test_the_budgets_keep_to_nine_minutes_and_two():
