@@ -80,26 +80,32 @@ class Reasons(logging.Handler):
             self.found.append(record.getMessage().partition(": ")[2])
 
 
-def draw(model, clip, steps: int, graphs: bool):
-    """Draw one picture of the model's default number of tokens; return its bits and the seconds of the node."""
+def draw(model, clip, steps: int, graphs: bool | str):
+    """Draw one picture of the model's default number of tokens by the node; return its bits and the node's seconds."""
     import comfy.model_management as mm
 
-    run = importlib.import_module("pack.nodes.comfy.run")
-    grid = importlib.import_module("pack.bitdance_core.bits.grid")
-    positive = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    nodes = importlib.import_module("pack.nodes")
+    options = importlib.import_module("pack.nodes.comfy.run").Options(cuda_graphs=graphs)
     host = model.model
     size = host.config.defaults.default_size[0] // host.config.autoencoder.downscale * host.autoencoder.downscale
+    (positive,) = nodes.BitDanceTextEncode.execute(clip=clip, text=PROMPT).args
+    (bits,) = nodes.BitDanceEmptyBits.execute(width=size, height=size, batch_size=1).args
     start = time.perf_counter()
-    drawn = run.draw(
-        model, positive, None, grid.BitGrid(1, size, size), seed=0, steps=steps, guidance=0.0,
-        sampler="euler_maruyama", denoise=1.0, mask=None, options=run.Options(cuda_graphs=graphs),
-        allow_untrained_size=True,
-    )  # fmt: skip
-    bits = drawn.bits()
+    (drawn,) = nodes.BitDanceNextPatchSampler.execute(
+        model=model, positive=positive, bits=bits, seed=0, steps=steps, cfg=0.0, sampler_name="euler_maruyama",
+        denoise=1.0, options=options, allow_untrained_size=True,
+    ).args  # fmt: skip
+    found = drawn.bits()
     end_of_node()
     if mm.get_torch_device().type == "cuda":
         mm.torch.cuda.synchronize()
-    return bits, time.perf_counter() - start
+    return found, time.perf_counter() - start
+
+
+def off_and_on() -> tuple[bool | str, bool | str]:
+    """Return the two values of cuda_graphs: a switch, or with newer nodes a choice."""
+    default = importlib.import_module("pack.nodes.comfy.run").Options().cuda_graphs
+    return (False, True) if isinstance(default, bool) else ("off", "on")
 
 
 def compare(name: str, models: Iterator[tuple[str, Any, Any]], steps: int, count: int, options: Row) -> Iterator[Row]:
@@ -107,7 +113,7 @@ def compare(name: str, models: Iterator[tuple[str, Any, Any]], steps: int, count
     first, reasons = None, Reasons()
     logging.getLogger().addHandler(reasons)
     for weight_dtype, model, clip in models:
-        for graphs in (False, True):
+        for graphs in off_and_on():
             reasons.found.clear()
             draw(model, clip, steps, graphs)
             found = [draw(model, clip, steps, graphs) for _ in range(count)]
@@ -180,7 +186,7 @@ def main() -> None:
     with torch.inference_mode():
         tiny = options["tiny"]
         small = compare("builtin, 64x64", builtin_models(tiny), 2 if tiny else 0, 1 if tiny else 3, options)
-        name = f"as wide as 14B-64x, {LAYERS} layers, 1024x1024, {STEPS} steps"
+        name = "tiny" if tiny else f"as wide as 14B-64x, {LAYERS} layers, 1024x1024, {STEPS} steps"
         large = compare(name, random_models(tiny), 2 if tiny else STEPS, 1, options)
         for row in chain(small, large):
             print(json.dumps(row), flush=True)
