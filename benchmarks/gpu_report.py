@@ -115,18 +115,30 @@ def run(
                 written["status"] = "not run: --quick leaves it out"
             elif seconds > 0:
                 print(f"{section.name} …", file=sys.stderr, flush=True)
-                worker = worker or Worker(options)
-                written["status"], written["rows"] = worker.run(section.function, seconds)
+                worker = run_section(section, written, worker, options, seconds)
                 written["s"] = time.monotonic() - start
-                if not written["status"].startswith((DONE, "not possible")):
-                    worker.stop()
-                    worker = None
             report["seconds"] = time.monotonic() - begin
             write(report, out)
     finally:
         if worker is not None:
             worker.stop()
     return report
+
+
+def run_section(
+    section: Section, written: Report, worker: Worker | None, options: Options, seconds: float
+) -> Worker | None:
+    """Write down what a section yields and how it ends; return the worker if it is still of use."""
+    try:
+        worker = worker or Worker(options, seconds)
+    except BitDanceError as error:  # the device may be gone since the last section
+        written["status"] = f"failed: {error}"
+        return None
+    written["status"], written["rows"] = worker.run(section.function, seconds)
+    if written["status"].startswith((DONE, "not possible")):
+        return worker
+    worker.stop()
+    return None
 
 
 if __name__ == "__main__":

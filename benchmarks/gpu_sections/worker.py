@@ -89,6 +89,8 @@ def serve(pipe: Connection, options: Options) -> None:
     except BitDanceError as error:
         pipe.send(("refused", str(error)))
         return
+    if setting.is_cuda:
+        torch.cuda.set_device(setting.device)
     pipe.send(("ready", describe(setting)))
     with torch.inference_mode():
         while True:

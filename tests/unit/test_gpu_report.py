@@ -113,6 +113,16 @@ def test_what_fails_is_written_down_at_once_and_the_next_section_runs(tmp_path, 
     assert "ValueError: found \\| 3 |" in (tmp_path / "report.md").read_text()
 
 
+def test_a_device_that_is_gone_is_written_down_too(tmp_path, monkeypatch):
+    def start(options, *seconds):
+        return gpu_report_worker(Options("teapot", tiny=True) if seconds else options, *seconds)
+
+    gpu_report_worker = gpu_report.Worker
+    monkeypatch.setattr(gpu_report, "Worker", start)
+    _, sections = run(tmp_path, report_sections.dies, report_sections.works)
+    assert sections["dies"]["rows"] and sections["works"]["status"].startswith("failed: device 'teapot' is not av")
+
+
 def test_a_section_over_its_time_is_cut_off_with_the_rows_that_it_has(tmp_path):
     _, sections = run(tmp_path, report_sections.hangs, seconds=1.0)
     assert sections["hangs"]["status"] == "cut off: its time was over"
@@ -199,9 +209,9 @@ def test_the_budgets_keep_to_nine_minutes_and_two():
 )
 def test_targets_are_reached_or_missed(card, seconds, reached):
     rows = [
-        {"what": "slower", "id": written.BF16, "s": 9.0, "baseline s": 9.0, "roofline s": 2.5},
-        {"what": "compiled", "id": written.BF16, "s": seconds},
-        {"what": "fp8", "id": written.FP8, "s": 1.8 if seconds < 4 else 3.0},
+        {"what": "slower", "id": written.BF16, "path": "graphs", "s": 4.8, "baseline s": 9.0, "roofline s": 2.5},
+        {"what": "compiled", "id": written.BF16, "path": "compiled", "s": seconds},
+        {"what": "fp8", "id": written.FP8, "path": "graphs", "s": 2.9 if seconds < 4 else 3.1},
         {"what": "no picture", "s": 0.1},
     ]
     section = {"section": "14b-64x", "about": "", "status": "done", "s": 1.0, "rows": rows}
