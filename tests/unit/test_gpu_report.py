@@ -153,6 +153,14 @@ def test_no_process_outlives_the_report(tmp_path):
     assert process.communicate(timeout=120) == ("", None)  # ends when the last process does
 
 
+def test_the_documented_sections_are_those_of_the_report():
+    """In docs/speed.md, with a * after those of --quick."""
+    text = (ROOT / "docs" / "speed.md").read_text().partition("## What still awaits a GPU")[2]
+    listed = [name for row in text.splitlines() if row[:2] == "| " for name in row.split("|")[1].strip().split(", ")]
+    starred = {f"{section.name} *" if section.quick else section.name for section in gpu_report.SECTIONS}
+    assert starred == set(listed) - {"section"}
+
+
 def test_without_comfyui_its_section_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
     assert gpu_report.main([*TINY, "--sections", "comfyui", "--out", str(tmp_path)]) == 0
