@@ -74,7 +74,7 @@ def draws_classes(setting: Setting) -> Iterator[Row]:
 
 
 def draws(setting: Setting, name: str, id: str | None, batch: int = 1, whole: bool = False) -> Iterator[Row]:
-    """Time the first patches by each path, and the fastest path for the whole picture."""
+    """Time our paths beside the baseline; with `whole` decoding too."""
     case = setting.case(setting.config(name), batch=batch)
     fill_randomly(case.model, case.device, case.dtype)
     paths = paths_of(case)
@@ -84,6 +84,17 @@ def draws(setting: Setting, name: str, id: str | None, batch: int = 1, whole: bo
         contenders = paths
         yield {"what": "eager baseline", "note": str(error)}
     runs = take_turns(case, contenders, 1 if setting.quick else 2)
+    yield from path_rows(setting, case, paths, runs, id, whole)
+    if whole and setting.left() > LEAST_LEFT:
+        size = case.size if not setting.tiny else (16, 16)
+        (decode,) = time_decoding(case, size, 1)
+        yield {"what": f"decode, {size[0]}x{size[1]}", "s": decode.seconds}
+
+
+def path_rows(
+    setting: Setting, case: Case, paths: dict[str, Callable], runs: dict[str, list[Run]], id: str | None, whole: bool
+) -> Iterator[Row]:
+    """Return the rows of each path's first patches; with `whole`, draw all patches by the fastest."""
     pictures = {}
     for path in paths:
         *rows, pictures[path] = stage_rows(setting, case, runs, path, id)
@@ -91,10 +102,6 @@ def draws(setting: Setting, name: str, id: str | None, batch: int = 1, whole: bo
     fastest = min(pictures, key=lambda path: pictures[path]["s"])
     if whole and setting.left() > LEAST_LEFT + pictures[fastest]["s"]:
         yield whole_picture(case, paths[fastest], pictures[fastest])
-    if whole and setting.left() > LEAST_LEFT:
-        size = case.size if not setting.tiny else (16, 16)
-        (decode,) = time_decoding(case, size, 1)
-        yield {"what": f"decode, {size[0]}x{size[1]}", "s": decode.seconds}
 
 
 def paths_of(case: Case) -> dict[str, Callable]:
@@ -176,6 +183,5 @@ def compiled(setting: Setting) -> Iterator[Row]:
     }
     paths = {"compiled": ours} | ({"compiled, graphs": with_graphs(ours)} if setting.is_cuda else {})
     runs = take_turns(case, paths, 1 if setting.quick else 2)
-    for path in paths:
-        yield from stage_rows(setting, case, runs, path, BF16)
+    yield from path_rows(setting, case, paths, runs, BF16, whole=True)
     torch.compiler.reset()  # it would keep the head's weights

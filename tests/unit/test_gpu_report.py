@@ -218,7 +218,8 @@ def test_the_budgets_keep_to_nine_minutes_and_two():
 def test_targets_are_reached_or_missed(card, seconds, reached):
     rows = [
         {"what": "slower", "id": written.BF16, "path": "graphs", "s": 4.8, "baseline s": 9.0, "roofline s": 2.5},
-        {"what": "compiled", "id": written.BF16, "path": "compiled", "s": seconds},
+        {"what": "from medians", "id": written.BF16, "path": "compiled", "s": 1.0},
+        {"what": "all patches, measured", "id": written.BF16, "path": "compiled", "s": seconds},
         {"what": "fp8", "id": written.FP8, "path": "graphs", "s": 2.9 if seconds < 4 else 3.1},
         {"what": "no picture", "s": 0.1},
     ]
