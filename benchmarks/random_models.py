@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -63,18 +63,24 @@ def make_grid(config: Config) -> Grid:
     return Grid(height // downscale, width // downscale, config.patch_size)
 
 
-def fill_randomly(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Fill a model with random weights that keep features near 1; the embedding stays on the CPU, as in a real run."""
+def random_weight(name: str, parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Make a weight that keeps features near 1; the embedding stays on the CPU, as in a real run."""
+    weight = torch.empty(parameter.shape, device="cpu" if name.endswith(WORDS) else device, dtype=dtype)
+    if weight.ndim > 1:
+        bound = (3 / weight[0].numel()) ** 0.5
+        return weight.uniform_(-bound, bound)
+    return weight.fill_(0 if name.endswith("bias") else 1)
+
+
+def fill_randomly(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, make: Callable[..., torch.Tensor | None] = random_weight
+) -> None:
+    """Fill a model with the weights that `make` makes; where it makes None, the parameter stays as it is."""
     for name, parameter in list(model.named_parameters()):
-        place = torch.device("cpu") if name.endswith(WORDS) else device
-        weight = torch.empty(parameter.shape, device=place, dtype=dtype)
-        if weight.ndim > 1:
-            bound = (3 / weight[0].numel()) ** 0.5
-            weight.uniform_(-bound, bound)
-        else:
-            weight.fill_(0 if name.endswith("bias") else 1)
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+        weight = make(name, parameter, device, dtype)
+        if weight is not None:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
 
 
 def count(config: Config) -> dict[str, int]:

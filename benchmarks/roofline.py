@@ -53,22 +53,24 @@ class Work:
         return max(self.bytes / peaks.bandwidth, self.flops / peaks.matmul)
 
 
-def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+def measure_peaks(
+    device: torch.device, dtype: torch.dtype, buffer: int | None = None, side: int | None = None
+) -> Peaks:
     to_device = measure_to_device(device) if device.type == "cuda" else None
-    return Peaks(measure_bandwidth(device, dtype), measure_matmul(device, dtype), to_device)
+    return Peaks(measure_bandwidth(device, dtype, buffer), measure_matmul(device, dtype, side), to_device)
 
 
-def measure_bandwidth(device: torch.device, dtype: torch.dtype) -> float:
+def measure_bandwidth(device: torch.device, dtype: torch.dtype, buffer: int | None = None) -> float:
     width = 1 << 14
-    count = BUFFER.get(device.type, 1 << 30) // (width * dtype.itemsize)
+    count = (buffer or BUFFER.get(device.type, 1 << 30)) // (width * dtype.itemsize)
     matrix = torch.ones(count, width, device=device, dtype=dtype)
     vector = torch.ones(width, device=device, dtype=dtype)
     # the faster of two: either may be limited by something other than memory
     return matrix.nbytes / min(time_of(lambda: matrix @ vector, device), time_of(lambda: matrix.sum(), device))
 
 
-def measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
-    side = SIDE.get(device.type, 2048)
+def measure_matmul(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    side = side or SIDE.get(device.type, 2048)
     bound = side**-0.5  # random, because GPUs clock higher on equal numbers
     matrix = torch.empty(side, side, device=device, dtype=dtype).uniform_(-bound, bound)
     return 2 * side**3 / time_of(lambda: matrix @ matrix, device)

@@ -102,7 +102,7 @@ def take_turns(case: Case, contenders: dict[str, Callable], count: int) -> dict[
     for _ in range(count + 1):
         for name, contender in contenders.items():
             # the core draws noise on the CPU (same picture on every device), the official pipeline on the device
-            generator = torch.Generator("cpu" if name == "ours" else case.device)
+            generator = torch.Generator(case.device if name == "baseline" else "cpu")
             runs[name].append(time_run(case, contender, generator.manual_seed(0)))
     return {name: those[1:] for name, those in runs.items()}
 

@@ -1,0 +1,1 @@
+"""The sections of benchmarks/gpu_report.py: functions that take a Setting and yield rows."""
