@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.memory_management
 import comfy.sd
 import torch
 from torch import nn
@@ -104,6 +105,11 @@ class TokenizerClip(comfy.sd.CLIP):
         copy = super().clone(*args, **kwargs)
         copy.__class__ = TokenizerClip  # ComfyUI's clone is of its own class
         return copy
+
+    def is_dynamic(self) -> bool:
+        # ComfyUI asks whether its cache frees memory by dropping the nodes whose outputs these are: a tokenizer has
+        # none, and must not take the models beside it along
+        return comfy.memory_management.aimdo_enabled
 
     def state_dict_for_saving(self) -> TokenizerOnly:
         return TokenizerOnly()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...bitdance_core.checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
+from ...bitdance_core.checkpoints.tensor_names import Component
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.class_model import ImageNetModel
 from ...bitdance_core.model.prompt import PromptTokenizer
@@ -138,6 +139,27 @@ def load_model(
     return patcher
 
 
+def load_head(
+    checkpoint: TextCheckpoint | ClassCheckpoint,
+    weight_dtype: str,
+    precision: Precision,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """Load a patcher of the head alone, as `load_model` does."""
+    network = _build(checkpoint, precision)
+    names = [name for name in checkpoint.parts if name in ("head", "")]  # a class model is one part
+    component = checkpoint.parts[names[0]]
+    tensors = {
+        key.removeprefix("" if names[0] else "head."): info
+        for key, info in component.tensors.items()
+        if names[0] or key.startswith("head.")
+    }
+    component = Component(component.name, tensors)
+    weights = read_weights(checkpoint.build().head, component, WEIGHT_DTYPES[weight_dtype])
+    weights = {f"head.{key}": tensor for key, tensor in weights.items()}
+    return _head_patcher(BitDanceHead(network, precision), weights, checkpoint, weight_dtype, disable_dynamic)
+
+
 def read_model(
     checkpoint: TextCheckpoint | ClassCheckpoint, requested: torch.dtype | str | None = None
 ) -> dict[str, Tensor]:
@@ -159,25 +181,36 @@ def build_model(
     """Build the backbone's patcher; its model has the head's as `head_patcher` (see `patchers_of`)."""
     weights = dict(weights)
     precision = choose_precision(weights, WEIGHT_DTYPES[weight_dtype])
-    devices = mm.get_torch_device(), mm.unet_offload_device()
-    model = checkpoint.build(precision.operations, device=devices[1], dtype=precision.storage)
+    model = _build(checkpoint, precision)
     embedding = weights.pop("backbone.embed_tokens.weight", None)
-    hosts = (
-        BitDanceHead(model, precision),
-        BitDanceHost(model, checkpoint, embedding, latent_format, precision),
-    )
-    head, patcher = (
-        make_patcher(
-            host,
-            host.diffusion_model,
-            {key: weight for key, weight in weights.items() if key.startswith("head.") == (host is hosts[0])},
-            *devices,
-            disable_dynamic,
-        )
-        for host in hosts
-    )
-    patcher.model.head_patcher = patched_once(head)
-    return with_two_parts(patcher)
+    head, host = BitDanceHead(model, precision), BitDanceHost(model, checkpoint, embedding, latent_format, precision)
+    of_head = {key: weights.pop(key) for key in list(weights) if key.startswith("head.")}
+    host.head_patcher = _head_patcher(head, of_head, checkpoint, weight_dtype, disable_dynamic)
+    return with_two_parts(_patcher(host, weights, disable_dynamic))
+
+
+def _build(checkpoint: TextCheckpoint | ClassCheckpoint, precision: Precision) -> BitDance | ImageNetModel:
+    return checkpoint.build(precision.operations, device=mm.unet_offload_device(), dtype=precision.storage)
+
+
+def _patcher(
+    host: BitDanceHead | BitDanceHost, weights: dict[str, Tensor], disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
+    devices = mm.get_torch_device(), mm.unet_offload_device()
+    return make_patcher(host, host.diffusion_model, weights, *devices, disable_dynamic)
+
+
+def _head_patcher(
+    host: BitDanceHead,
+    weights: dict[str, Tensor],
+    checkpoint: TextCheckpoint | ClassCheckpoint,
+    weight_dtype: str,
+    disable_dynamic: bool,
+) -> comfy.model_patcher.ModelPatcher:
+    patcher = patched_once(_patcher(host, weights, disable_dynamic))
+    # ours and ComfyUI's way to the same head in a patcher of another kind
+    patcher.cached_patcher_init = (load_head, (checkpoint, weight_dtype, host.precision))
+    return patcher
 
 
 def check_model(model) -> BitDanceHost:
@@ -190,7 +223,8 @@ def check_model(model) -> BitDanceHost:
 def patchers_of(model: comfy.model_patcher.ModelPatcher) -> list[comfy.model_patcher.ModelPatcher]:
     """List both patchers of a MODEL in the order for `load_models_gpu`, each with its patches.
 
-    With dynamic memory the first in the list has priority; without, the last, which is loaded first.
+    The head has priority. With dynamic memory that is the first in the list; a plain patcher comes last, as it is then
+    loaded first.
     """
     head = with_two_parts(model).head()
-    return [head, model] if model.is_dynamic() else [model, head]
+    return [head, model] if head.is_dynamic() else [model, head]

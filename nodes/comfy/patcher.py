@@ -23,8 +23,21 @@ EMBEDDING_KEY = "diffusion_model.backbone.embed_tokens.weight"
 class PatchedOnce:
     """Added to a patcher: a patched weight is computed from the original, also where that one is patched in place.
 
-    ComfyUI's dynamic memory patches small weights in place and would patch them once more for a file.
+    ComfyUI's dynamic memory patches small weights in place and would patch them once more for a file. Whatever moves
+    or patches weights also drops the graphs that know their addresses (see `graphs`).
     """
+
+    def unpatch_model(self, device_to=None, unpatch_weights: bool = True):
+        if unpatch_weights:
+            self._drop_recordings()
+        return super().unpatch_model(device_to, unpatch_weights)
+
+    def partially_unload(self, *args, **kwargs):
+        self._drop_recordings()
+        return super().partially_unload(*args, **kwargs)
+
+    def _drop_recordings(self) -> None:
+        self.model.__dict__.pop("recordings", None)
 
     def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Tensor]:
         """Leave out the tensors beside quantized weights: they are no parameters, and merges would fail at them."""
@@ -62,6 +75,18 @@ class TwoParts(PatchedOnce):
             head.force_cast_weights = self.force_cast_weights
             head.patches_uuid = self.patches_uuid
         return head
+
+    def exchange_head(self) -> None:
+        """Load the head again, into a plain patcher if it has a dynamic one, and into a dynamic one if not."""
+        old = self.model.head_patcher
+        load, arguments = old.cached_patcher_init
+        new = load(*arguments, disable_dynamic=old.is_dynamic())
+        if new.is_dynamic() == old.is_dynamic():  # this device has plain patchers only
+            return
+        for patcher in (self.head(), old):  # of one module: what is on the card is given back
+            patcher.detach()
+        self.model.head_patcher = new
+        self.model.diffusion_model.__dict__["head"] = new.model.diffusion_model.head
 
     # how many times a node added patches of which none fits: ComfyUI's LoRA loaders only log it
     empty_patches = 0

@@ -142,15 +142,16 @@ class Card:
 
         comfy_aimdo.model_vbar.vbar_fault = counted_fault
 
-    def end_node(self) -> None:
-        """Do what ComfyUI does after each node."""
-        import comfy.model_management as mm
-        import comfy.model_prefetch
-        import comfy_aimdo.model_vbar
 
-        mm.reset_cast_buffers()
-        comfy.model_prefetch.cleanup_prefetch_queues()
-        comfy_aimdo.model_vbar.vbars_reset_watermark_limits()
+def end_node() -> None:
+    """Do what ComfyUI does after each node."""
+    import comfy.model_management as mm
+    import comfy.model_prefetch
+    import comfy_aimdo.model_vbar
+
+    mm.reset_cast_buffers()
+    comfy.model_prefetch.cleanup_prefetch_queues()
+    comfy_aimdo.model_vbar.vbars_reset_watermark_limits()
 
 
 class _Stream:

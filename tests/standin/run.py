@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device import Card, build
+from device import Card, build, end_node
 
 CARD_BYTES = 8 << 30
 
@@ -25,7 +25,7 @@ class Plugin:
             self._card.plug_in()
             self._is_plugged_in = True
         yield self._card
-        self._card.end_node()
+        end_node()
         mm.unload_all_models()
         self._card.dtype = "bfloat16"
         self._card.resize(CARD_BYTES)

@@ -1,0 +1,119 @@
+"""Where a MODEL's parts lie while it draws.
+
+The head runs thousands of times a picture. ComfyUI's dynamic memory asks for each of its weights each time, which takes
+longer than many a card computes, and rules CUDA graphs out. So where there is room the head gets a plain patcher, which
+puts it onto the card whole, beside a language model that dynamic memory manages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor
+
+from ...bitdance_core.errors import BitDanceError, format_bytes
+from .model import patchers_of
+from .patcher import TwoParts
+from .quantize import CHOICES, choices
+
+# the share of a card that a head which stays may take together with what drawing takes
+RESIDENT_SHARE = 0.6
+BUS = 22e9  # bytes a second that PCIe 4.0 x16 carries, for an estimate
+
+Note = Callable[[str], None]
+
+
+def load_parts(model: TwoParts, drawing: int, evaluations: int, note: Note) -> list[comfy.model_patcher.ModelPatcher]:
+    """Load both parts of a MODEL in one call, which ComfyUI needs to keep both; returns their patchers.
+
+    `drawing` is in bytes; `evaluations` of the head make the pictures. Calls `note` with a sentence where the head does
+    not fit.
+    """
+    if model.is_dynamic() and model.head().is_dynamic() == stays(model, drawing):
+        try:
+            model.exchange_head()
+        except (OSError, BitDanceError) as error:  # its file is gone, and the one that is loaded draws the same
+            logging.info(f"[BitDance] the diffusion head keeps its kind of memory: {error}")
+    _load(model, drawing)
+    head = model.head()
+    if model.is_dynamic() and not head.is_dynamic() and not is_whole(head):
+        model.model.has_room_for_head = False  # others have taken the card's memory
+        model.exchange_head()
+        _load(model, drawing)
+    if missing := missing_bytes(model.head(), drawing):
+        note(_too_small(model.head(), missing, evaluations))
+    return patchers_of(model)
+
+
+def stays(model: TwoParts, drawing: int) -> bool:
+    """Return whether the head of a dynamic MODEL should lie on the card whole, with `drawing` bytes beside it."""
+    if mm.vram_state == mm.VRAMState.NO_VRAM or not getattr(model.model, "has_room_for_head", True):
+        return False
+    return placed_bytes(model.head()) + drawing < RESIDENT_SHARE * mm.get_total_memory(model.load_device)
+
+
+def is_whole(patcher: comfy.model_patcher.ModelPatcher) -> bool:
+    """Return whether all weights of a patcher lie on its device, as far as ComfyUI has needed them yet."""
+    if not patcher.is_dynamic():
+        return not patcher.model.model_lowvram and patcher.loaded_size() > 0
+    return patcher.loaded_size() >= placed_bytes(patcher)
+
+
+def placed_bytes(patcher: comfy.model_patcher.ModelPatcher) -> int:
+    """Count the bytes of a patcher's weights on its device, where dynamic memory makes them of the layers' own type."""
+    return sum(
+        _placed_bytes(weight, getattr(module, f"{name}_comfy_model_dtype", None))
+        for module in patcher.model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+    )
+
+
+def _placed_bytes(weight: Tensor, dtype: torch.dtype | None) -> int:
+    if isinstance(weight, QuantizedTensor):
+        return sum(part.nbytes for part in weight.state_dict("").values())
+    return weight.numel() * (dtype or weight.dtype).itemsize
+
+
+def missing_bytes(head: comfy.model_patcher.ModelPatcher, drawing: int) -> int:
+    """Count the bytes of the head that will not stay on the card, and are copied to it at each evaluation."""
+    if mm.is_device_cpu(head.load_device):
+        return 0
+    if not head.is_dynamic():
+        return 0 if is_whole(head) else max(0, head.model_size() - head.loaded_size())
+    room = mm.get_total_memory(head.load_device) - mm.extra_reserved_memory() - drawing
+    size = placed_bytes(head)
+    return min(size, max(0, int(size - room)))
+
+
+def _load(model: TwoParts, drawing: int) -> None:
+    head = model.head()
+    if model.is_dynamic() and not head.is_dynamic():
+        _make_room(model, head, drawing)
+    mm.load_models_gpu(patchers_of(model), memory_required=drawing)
+
+
+def _make_room(model: TwoParts, head: comfy.model_patcher.ModelPatcher, drawing: int) -> None:
+    """Let the language model give back what the head and drawing need: ComfyUI asks all models but those it loads."""
+    beside = max(mm.minimum_inference_memory(), drawing + mm.extra_reserved_memory())
+    needed = 1.1 * (head.model_size() - head.loaded_size()) + beside
+    short = needed - mm.get_free_memory(model.load_device)
+    if short > 0:
+        model.partially_unload(None, short)
+
+
+def _too_small(head: comfy.model_patcher.ModelPatcher, missing: int, evaluations: int) -> str:
+    numbers = sum(parameter.numel() for parameter in head.model.parameters())
+    bits = 8 * placed_bytes(head) / numbers
+    smaller = [name for name in choices() if (4 if CHOICES[name].packed else 8) < 0.75 * bits]
+    seconds = missing * evaluations / BUS
+    sentence = (
+        f"the diffusion head does not fit on {head.load_device}: {format_bytes(missing)} of it are copied there at "
+        f"each of {evaluations} evaluations, some {seconds:.0f} s a picture over PCIe 4.0 x16"
+    )
+    remedy = f"set weight_dtype to one of {', '.join(smaller)}" if smaller else "lower batch_size, or width and height"
+    return f"{sentence}; {remedy}"
