@@ -8,13 +8,13 @@ puts it onto the card whole, beside a language model that dynamic memory manages
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 from comfy.quant_ops import QuantizedTensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...bitdance_core.errors import BitDanceError, format_bytes
 from .model import patchers_of
@@ -23,6 +23,7 @@ from .quantize import CHOICES, choices
 
 # the share of a card that a head which stays may take together with what drawing takes
 RESIDENT_SHARE = 0.6
+DYNAMIC_HEADROOM = 256 << 20  # bytes that dynamic memory leaves free
 BUS = 22e9  # bytes a second that PCIe 4.0 x16 carries, for an estimate
 
 Note = Callable[[str], None]
@@ -35,17 +36,15 @@ def load_parts(model: TwoParts, drawing: int, evaluations: int, note: Note) -> l
     not fit.
     """
     if model.is_dynamic() and model.head().is_dynamic() == stays(model, drawing):
-        try:
-            model.exchange_head()
-        except (OSError, BitDanceError) as error:  # its file is gone, and the one that is loaded draws the same
-            logging.info(f"[BitDance] the diffusion head keeps its kind of memory: {error}")
+        _exchange_head(model)
     _load(model, drawing)
     head = model.head()
     if model.is_dynamic() and not head.is_dynamic() and not is_whole(head):
-        model.model.has_room_for_head = False  # others have taken the card's memory
-        model.exchange_head()
+        # others have taken the card's memory: it is not tried again with this model
+        model.model.has_room_for_head = False
+        _exchange_head(model)
         _load(model, drawing)
-    if missing := missing_bytes(model.head(), drawing):
+    if missing := missing_bytes(model, drawing):
         note(_too_small(model.head(), missing, evaluations))
     return patchers_of(model)
 
@@ -66,9 +65,13 @@ def is_whole(patcher: comfy.model_patcher.ModelPatcher) -> bool:
 
 def placed_bytes(patcher: comfy.model_patcher.ModelPatcher) -> int:
     """Count the bytes of a patcher's weights on its device, where dynamic memory makes them of the layers' own type."""
+    return sum(map(_module_bytes, patcher.model.modules()))
+
+
+def _module_bytes(module: nn.Module) -> int:
+    """Count the bytes of a module's own parameters."""
     return sum(
         _placed_bytes(weight, getattr(module, f"{name}_comfy_model_dtype", None))
-        for module in patcher.model.modules()
         for name, weight in module.named_parameters(recurse=False)
     )
 
@@ -79,15 +82,31 @@ def _placed_bytes(weight: Tensor, dtype: torch.dtype | None) -> int:
     return weight.numel() * (dtype or weight.dtype).itemsize
 
 
-def missing_bytes(head: comfy.model_patcher.ModelPatcher, drawing: int) -> int:
+def missing_bytes(model: TwoParts, drawing: int) -> int:
     """Count the bytes of the head that will not stay on the card, and are copied to it at each evaluation."""
-    if mm.is_device_cpu(head.load_device):
+    head, device = model.head(), model.load_device
+    if mm.is_device_cpu(device):
         return 0
     if not head.is_dynamic():
         return 0 if is_whole(head) else max(0, head.model_size() - head.loaded_size())
-    room = mm.get_total_memory(head.load_device) - mm.extra_reserved_memory() - drawing
-    size = placed_bytes(head)
+    size, whole = placed_bytes(head), placed_bytes(model)
+    room = mm.get_total_memory(device) - mm.extra_reserved_memory() - drawing - DYNAMIC_HEADROOM
+    if room < size + whole:  # the language model is streamed, through two buffers of a layer each
+        room -= 2 * max(map(_module_bytes, model.model.modules()))
     return min(size, max(0, int(size - room)))
+
+
+def has_room_to_prefetch(model: TwoParts, layers: Iterable[nn.Module]) -> bool:
+    """Return whether ComfyUI's two buffers for whole layers of a dynamic MODEL take no room from the head."""
+    buffers = 2 * max(sum(map(_module_bytes, layer.modules())) for layer in layers)
+    return is_whole(model.head()) and mm.get_free_memory(model.load_device) + model.loaded_size() >= buffers
+
+
+def _exchange_head(model: TwoParts) -> None:
+    try:
+        model.exchange_head()
+    except (OSError, BitDanceError) as error:  # its file is gone, and the one that is loaded draws the same
+        logging.info(f"[BitDance] the diffusion head keeps its kind of memory: {error}")
 
 
 def _load(model: TwoParts, drawing: int) -> None:

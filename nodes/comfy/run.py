@@ -25,7 +25,7 @@ from .conditioning import read_classes, read_positive, read_prompt
 from .effects import compute_dtype, time_shift
 from .graphs import CHOICES, graphs_of
 from .model import BitDanceHost, check_model
-from .placement import Note, is_whole, load_parts
+from .placement import Note, has_room_to_prefetch, is_whole, load_parts
 from .prefetch import prefetching
 from .previews import Previews
 
@@ -154,6 +154,10 @@ def _draw(
     evaluations = request.evaluations()
     patchers = load_parts(model, memory, evaluations, note)
     velocity = compiled_head(model)
+    if cuda_graphs != "off" and captures_itself(model):
+        if cuda_graphs == "on":
+            note("TorchCompileModel captures graphs of its own; set its backend to inductor for those of the sampler")
+        cuda_graphs = "off"
     graphs = graphs_of(patchers, cuda_graphs, velocity is None, note)
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     previews = previewer and Previews(previewer, sum(not step.is_kept for step in request.steps))
@@ -174,9 +178,16 @@ def _draw(
 
     network, head = model.model.diffusion_model, model.head()
     generator = torch.Generator("cpu").manual_seed(seed)
-    # the queue's buffers take room on the card that the head needs more
-    prefetch = prefetching(model, getattr(network, "backbone", network), lambda: is_whole(head))
-    with model.patched_embedding(), prefetch:
+    stack = getattr(network, "backbone", network)
+    has_buffers = False
+
+    def wants_prefetch() -> bool:
+        # the queue's buffers stay until the node ends, and the head needs their room more
+        nonlocal has_buffers
+        has_buffers = is_whole(head) if has_buffers else has_room_to_prefetch(model, stack.layers)
+        return has_buffers
+
+    with model.patched_embedding(), prefetching(model, stack, wants_prefetch):
         drawn = generate(
             network,
             request,
@@ -243,6 +254,12 @@ def _edit(
         )
     start = bits.bits() if bits.packed is not None else None
     return make_edit(start, denoise, mask, grid, batch, autoencoder.bits, autoencoder.downscale)
+
+
+def captures_itself(model) -> bool:
+    """Return whether TorchCompileModel set options of which PyTorch's compiler makes CUDA graphs."""
+    options = model.model_options.get("torch_compile_kwargs") or {}
+    return options.get("backend") == "cudagraphs" or options.get("mode") in ("reduce-overhead", "max-autotune")
 
 
 def compiled_head(model) -> HeadVelocity | None:

@@ -210,3 +210,39 @@ def test_a_card_without_room_for_the_head_says_what_it_costs(pack, card, model, 
     (note,) = output.ui["text"]
     assert "MB of it" in note and " evaluations" in note and "s a picture" in note and "weight_dtype" in note
     assert "int8" in note and bits_of(output).equal(expected)
+
+
+def test_layers_are_fetched_ahead_where_the_head_has_room(pack, card, model, positive, expected, monkeypatch):
+    import comfy.model_management as mm
+    import comfy.model_prefetch
+
+    queues, make = [], comfy.model_prefetch.make_prefetch_queue
+
+    def make_queue(*given):
+        queues.append(make(*given))
+        return queues[-1]
+
+    monkeypatch.setattr(comfy.model_prefetch, "make_prefetch_queue", make_queue)
+    assert bits_of(draw(pack, model, positive)).equal(expected)
+    assert len(queues) == 5 and all(queues)  # the prompt, its opening, and all patches but the last
+    monkeypatch.setattr(pack.placement, "RESIDENT_SHARE", 0)
+    queues.clear()
+    assert bits_of(draw(pack, model, positive)).equal(expected)
+    assert not any(queues[:2]) and all(queues[2:])  # before the first patch dynamic memory has nothing of the head
+
+    layers = model.model.diffusion_model.backbone.layers
+    assert pack.placement.has_room_to_prefetch(model, layers)
+    model.partially_unload(None, 1e30)
+    monkeypatch.setattr(mm, "get_free_memory", lambda *_: 10**6)
+    assert not pack.placement.has_room_to_prefetch(model, layers)
+
+
+def test_graphs_of_the_compiler_and_ours_do_not_meet(pack, card, model, positive, expected, traced):
+    options = import_module("pack.nodes.comfy.run").Options(cuda_graphs="on")
+    compiled = model.clone()
+    compiled.model_options["torch_compile_kwargs"] = {"backend": "eager", "mode": "reduce-overhead"}
+    assert pack.run.captures_itself(compiled) and not pack.run.captures_itself(model)
+    compiled.model_options["torch_compile_kwargs"] = {"backend": "eager"}
+    assert not pack.run.captures_itself(compiled)
+    assert bits_of(draw(pack, compiled, positive, options=options)).equal(expected) and traced.count == 1
+    assert bits_of(draw(pack, model, positive)).equal(expected) and traced.count == 2  # not the compiled one's
