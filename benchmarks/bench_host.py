@@ -49,14 +49,15 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         folder = Path(folder)
-        card = plug_in(folder)
+        end_node = plug_in(folder)
         write_deep(folder / "model")
-        ways = evaluations(folder / "model", args.weight_dtype, card)
+        ways = evaluations(folder / "model", args.weight_dtype)
         seconds = {name: [] for name in ways}
         for _ in range(args.rounds):
             for name, evaluate in ways.items():
                 seconds[name].append(measure(evaluate))
         del ways, evaluate
+        end_node()
         gc.collect()  # models go before the library that maps their files
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(f"{hardware.describe()}; {args.rounds} rounds of {CALLS} evaluations, weight_dtype {args.weight_dtype}\n")
@@ -65,10 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"| {name} | {1e3 * median:.2f} ms | {median / medians['the core alone']:.2f} |")
 
 
-def plug_in(folder: Path):
-    """Import the pack under a ComfyUI whose GPU is the stand-in."""
+def plug_in(folder: Path) -> Callable[[], None]:
+    """Import the pack under a ComfyUI whose GPU is the stand-in; return what ComfyUI does after a node."""
     sys.path += [str(ROOT / "tests" / "standin"), str(ROOT / "scripts")]
-    from device import Card, build
+    from device import Card, build, end_node
     from scripts.environment import ensure_comfyui
     from scripts.in_process import import_pack
 
@@ -76,7 +77,7 @@ def plug_in(folder: Path):
     card.dtype = "float32"  # on a CPU the cheapest arithmetic
     import_pack(ensure_comfyui())
     card.plug_in()
-    return card
+    return end_node
 
 
 def write_deep(folder: Path) -> None:
@@ -90,7 +91,7 @@ def write_deep(folder: Path) -> None:
     (folder / "vision_head_config.json").write_text(json.dumps(config.to_dict()))
 
 
-def evaluations(folder: Path, weight_dtype: str, card) -> dict[str, Callable[[], object]]:
+def evaluations(folder: Path, weight_dtype: str) -> dict[str, Callable[[], object]]:
     """Load the model in each way; a call of each is one evaluation with guidance."""
     import comfy.model_management as mm
 
