@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.memory_management
+import comfy.model_patcher
 import comfy.sd
 import torch
 from torch import nn
@@ -121,7 +122,14 @@ def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
     def tokenizer(embedding_directory=None, tokenizer_data=None):
         return Tokenizer(prompts)
 
-    return TokenizerClip(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
+    clip = TokenizerClip(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
+    clip.patcher.cached_patcher_init = (_load_patcher, (prompts,))
+    return clip
+
+
+def _load_patcher(prompts: PromptTokenizer | None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Make the patcher again for ComfyUI: Select CLIP Device moves a tokenizer too."""
+    return make_clip(prompts).patcher
 
 
 def check_clip(clip) -> comfy.sd.CLIP:

@@ -105,7 +105,7 @@ def has_room_to_prefetch(model: TwoParts, layers: Iterable[nn.Module]) -> bool:
 def _exchange_head(model: TwoParts) -> None:
     try:
         model.exchange_head()
-    except (OSError, BitDanceError) as error:  # its file is gone, and the one that is loaded draws the same
+    except (OSError, RuntimeError, BitDanceError) as error:  # its file is gone; the one that is loaded draws the same
         logging.info(f"[BitDance] the diffusion head keeps its kind of memory: {error}")
 
 

@@ -196,11 +196,12 @@ def make_patcher(
 
 def _fast_disk(kind: type, weights: dict[str, Tensor]) -> dict[str, bool]:
     """Tell a ComfyUI that asks (0.38) whether weights lie on a fast disk, from which it then streams them."""
-    if "fast_disk" not in inspect.signature(kind.__init__).parameters:
+    try:
+        from comfy.storage import state_dict_fast_disk
+    except ImportError:
         return {}
-    import comfy.storage
-
-    return {"fast_disk": comfy.storage.state_dict_fast_disk(weights)}
+    asks = "fast_disk" in inspect.signature(kind.__init__).parameters
+    return {"fast_disk": state_dict_fast_disk(weights)} if asks else {}
 
 
 def _cast_once(module: nn.Module, name: str, weight: Tensor) -> Tensor:

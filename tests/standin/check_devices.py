@@ -73,6 +73,13 @@ def test_select_vae_device(pack, card, loaded, nodes):
     assert moved.encode(pixels).equal(bits) and moved.decode(bits).equal(vae.decode(bits))
 
 
+def test_select_clip_device(pack, card, loaded, nodes):
+    clip = loaded[1].clone()
+    expected = encode(clip)[0][0]
+    clip.patcher = nodes._retarget_patcher(clip.patcher, SECOND, torch.device("cpu"))
+    assert clip.patcher.load_device == SECOND and encode(clip)[0][0].equal(expected)
+
+
 def test_the_prompt_protects_both_parts_from_the_start(pack, card, loaded):
     """ComfyUI tells the models that a node returned that the running prompt needs their memory."""
     from comfy.model_patcher import PromptModelTracker

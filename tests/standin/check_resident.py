@@ -2,7 +2,10 @@
 between them; and its recorded graphs, kept from picture to picture.
 """
 
+import gc
 import logging
+import shutil
+import weakref
 from importlib import import_module
 
 import pytest
@@ -110,10 +113,20 @@ def test_larger_pictures_make_it_dynamic_again(pack, card, model, positive, expe
     assert is_resident(model)
     share = (pack.placement.placed_bytes(model.head()) + 2 * taken[0]) / card.capacity
     monkeypatch.setattr(pack.placement, "RESIDENT_SHARE", share)
+    stayed = weakref.ref(model.head().model)
     draw(pack, model, positive, batch=4)
-    assert model.head().is_dynamic()
+    gc.collect()
+    assert model.head().is_dynamic() and stayed() is None
     assert model.model.diffusion_model.head is model.head().model.diffusion_model.head
     assert bits_of(draw(pack, model, positive)).equal(expected) and is_resident(model)
+
+
+def test_without_its_file_the_head_that_is_there_draws(pack, card, positive, expected, tmp_path):
+    folder = shutil.copytree(ASSETS / "builtin", tmp_path / "model")
+    model = pack.loaders.load(folder, "default")[0]
+    shutil.rmtree(folder)  # what is mapped stays
+    assert bits_of(draw(pack, model, positive)).equal(expected)
+    assert model.head().is_dynamic()
 
 
 def test_where_others_take_the_memory_it_stays_dynamic(pack, card, model, positive, expected):
