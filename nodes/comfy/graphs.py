@@ -13,23 +13,28 @@ from .placement import Note
 from .weights import WEIGHT_DTYPES
 
 NAMES = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}  # a type -> the option of weight_dtype
+CAPTURING_MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, which makes graphs of its own then
 CHOICES = ["auto", "on", "off"]  # of Sampling Options; auto: where it can be done, without a word where it cannot
 
 
 def graphs_of(
+    model: comfy.model_patcher.ModelPatcher,
     patchers: list[comfy.model_patcher.ModelPatcher],
     choice: str,
-    keep: bool,
     note: Note,
     record: Record | None = None,
 ) -> Graphs | None:
     """Make the graphs of a MODEL's loaded parts; None where there are none. With `on`, `note` is told why.
 
-    With `keep` the head's stay on its patcher, for the next picture of the same shape. `record` is for tests.
+    The head's stay on its patcher, for the next picture of the same shape. `record` is for tests.
     """
     if choice == "off":
         return None
-    reasons = {_part(patcher): why_not(patcher, record is None) for patcher in patchers}
+    compiler = model.model_options.get("torch_compile_kwargs")
+    if compiler and (compiler.get("backend") == "cudagraphs" or compiler.get("mode") in CAPTURING_MODES):
+        reasons = dict.fromkeys((HEAD, LANGUAGE_MODEL), "TorchCompileModel captures; set its backend to inductor")
+    else:
+        reasons = {_part(patcher): why_not(patcher, record is None) for patcher in patchers}
     reasons = {part: reason for part, reason in reasons.items() if reason is not None}
     if choice == "on":
         for part, reason in reasons.items():
@@ -37,7 +42,8 @@ def graphs_of(
     if len(reasons) == len(patchers):
         return None
     able = {_part(patcher): patcher for patcher in patchers if _part(patcher) not in reasons}
-    kept = {HEAD: recordings_of(able[HEAD])} if keep and HEAD in able else {}
+    # a compiled head is compiled for its picture
+    kept = {HEAD: recordings_of(able[HEAD])} if HEAD in able and not compiler else {}
     graphs = Graphs(record, kept, quiet=choice == "auto")
     graphs.reasons |= reasons
     return graphs

@@ -102,6 +102,21 @@ def has_room_to_prefetch(model: TwoParts, layers: Iterable[nn.Module]) -> bool:
     return is_whole(model.head()) and mm.get_free_memory(model.load_device) + model.loaded_size() >= buffers
 
 
+def prefetch_with_room(model: TwoParts, layers: Iterable[nn.Module]) -> Callable[[], bool]:
+    """Return a function that says before each pass of a MODEL whether to prefetch its layers.
+
+    ComfyUI's buffers stay until the node ends, and the head needs their room more.
+    """
+    layers, has_buffers = list(layers), False
+
+    def wanted() -> bool:
+        nonlocal has_buffers
+        has_buffers = is_whole(model.head()) if has_buffers else has_room_to_prefetch(model, layers)
+        return has_buffers
+
+    return wanted
+
+
 def _exchange_head(model: TwoParts) -> None:
     try:
         model.exchange_head()

@@ -25,7 +25,7 @@ from .conditioning import read_classes, read_positive, read_prompt
 from .effects import compute_dtype, time_shift
 from .graphs import CHOICES, graphs_of
 from .model import BitDanceHost, check_model
-from .placement import Note, has_room_to_prefetch, is_whole, load_parts
+from .placement import Note, load_parts, prefetch_with_room
 from .prefetch import prefetching
 from .previews import Previews
 
@@ -151,58 +151,52 @@ def _draw(
     model, request: Request, seed: int, compute: torch.dtype, memory: int, cuda_graphs: str, note: Note
 ) -> torch.Tensor:
     """Load the models and draw the bits; `memory` bytes are needed beside the weights."""
-    evaluations = request.evaluations()
-    patchers = load_parts(model, memory, evaluations, note)
-    velocity = compiled_head(model)
-    if cuda_graphs != "off" and captures_itself(model):
-        if cuda_graphs == "on":
-            note("TorchCompileModel captures graphs of its own; set its backend to inductor for those of the sampler")
-        cuda_graphs = "off"
-    graphs = graphs_of(patchers, cuda_graphs, velocity is None, note)
+    patchers = load_parts(model, memory, request.evaluations(), note)
+    graphs = graphs_of(model, patchers, cuda_graphs, note)
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-    previews = previewer and Previews(previewer, sum(not step.is_kept for step in request.steps))
-    bar = comfy.utils.ProgressBar(evaluations)
-    # limit progress messages: thousands of them freeze the browser
-    begun, report_every = 0, max(1, evaluations // 200)
-
-    def before_evaluation() -> None:
-        nonlocal begun
-        mm.throw_exception_if_processing_interrupted()
-        if begun % report_every == 0:
-            bar.update_absolute(begun)
-        begun += 1
-
-    def after_patch(patch: int, patches: int, canvas: torch.Tensor) -> None:
-        if (preview := previews.show(canvas)) is not None:
-            bar.update_absolute(begun, preview=preview)
-
-    network, head = model.model.diffusion_model, model.head()
-    generator = torch.Generator("cpu").manual_seed(seed)
+    progress = _Progress(request, previewer)
+    network = model.model.diffusion_model
     stack = getattr(network, "backbone", network)
-    has_buffers = False
-
-    def wants_prefetch() -> bool:
-        # the queue's buffers stay until the node ends, and the head needs their room more
-        nonlocal has_buffers
-        has_buffers = is_whole(head) if has_buffers else has_room_to_prefetch(model, stack.layers)
-        return has_buffers
-
-    with model.patched_embedding(), prefetching(model, stack, wants_prefetch):
+    with model.patched_embedding(), prefetching(model, stack, prefetch_with_room(model, stack.layers)):
         drawn = generate(
             network,
             request,
-            generator,
+            torch.Generator("cpu").manual_seed(seed),
             model.load_device,
             compute,
-            after_patch if previews else None,
-            before_evaluation,
+            progress.after_patch if previewer else None,
+            progress.before_evaluation,
             graphs,
-            velocity,
+            compiled_head(model),
         )
     if graphs is not None:
         graphs.drop_unused()
-    bar.update_absolute(evaluations)
+    progress.end()
     return drawn
+
+
+class _Progress:
+    """Tells the page how far a drawing is, and stops it where the user interrupts."""
+
+    def __init__(self, request: Request, previewer) -> None:
+        """`previewer` is ComfyUI's, or None."""
+        self.begun, self.evaluations = 0, request.evaluations()
+        self.bar = comfy.utils.ProgressBar(self.evaluations)
+        self.report_every = max(1, self.evaluations // 200)  # thousands of messages freeze the browser
+        self.previews = Previews(previewer, sum(not step.is_kept for step in request.steps))
+
+    def before_evaluation(self) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        if self.begun % self.report_every == 0:
+            self.bar.update_absolute(self.begun)
+        self.begun += 1
+
+    def after_patch(self, patch: int, patches: int, canvas: torch.Tensor) -> None:
+        if (preview := self.previews.show(canvas)) is not None:
+            self.bar.update_absolute(self.begun, preview=preview)
+
+    def end(self) -> None:
+        self.bar.update_absolute(self.evaluations)
 
 
 @dataclass(frozen=True)
@@ -254,12 +248,6 @@ def _edit(
         )
     start = bits.bits() if bits.packed is not None else None
     return make_edit(start, denoise, mask, grid, batch, autoencoder.bits, autoencoder.downscale)
-
-
-def captures_itself(model) -> bool:
-    """Return whether TorchCompileModel set options of which PyTorch's compiler makes CUDA graphs."""
-    options = model.model_options.get("torch_compile_kwargs") or {}
-    return options.get("backend") == "cudagraphs" or options.get("mode") in ("reduce-overhead", "max-autotune")
 
 
 def compiled_head(model) -> HeadVelocity | None:

@@ -123,7 +123,7 @@ def test_weights_that_may_move_have_no_graphs(pack, model):
 
     def graphs(choice="on"):
         notes.clear()
-        return pack.graphs.graphs_of(patchers, choice, False, notes.append)
+        return pack.graphs.graphs_of(model, patchers, choice, notes.append)
 
     assert graphs() is None and len(notes) == 2 and all("cpu" in note for note in notes)
     assert graphs("auto") is None and graphs("off") is None and not notes
@@ -136,6 +136,10 @@ def test_weights_that_may_move_have_no_graphs(pack, model):
     reasons = graphs().reasons
     assert set(reasons) == {LANGUAGE_MODEL} and "weight_dtype" in reasons[LANGUAGE_MODEL] and len(notes) == 1
     assert graphs("auto").reasons == reasons and not notes
+
+    for captured in ({"backend": "cudagraphs"}, {"backend": "inductor", "mode": "reduce-overhead"}):
+        model.model_options["torch_compile_kwargs"] = captured
+        assert graphs() is None and len(notes) == 2 and all("TorchCompileModel" in note for note in notes)
 
 
 @pytest.mark.parametrize(
