@@ -67,6 +67,11 @@ def why_not(patcher: comfy.model_patcher.ModelPatcher, on_cuda: bool = True) -> 
     device, precision = patcher.load_device, patcher.model.precision
     if on_cuda and device.type != "cuda":
         return f"it runs on {device}, and CUDA graphs need a CUDA device"
+    if patcher.is_dynamic() and _part(patcher) == HEAD:
+        return (
+            "together with what drawing takes it is too large to stay on the card; choose a smaller weight_dtype, or "
+            "draw fewer or smaller pictures at once"
+        )
     if patcher.is_dynamic():
         return "ComfyUI's dynamic memory may move its weights; start ComfyUI with --highvram or --disable-dynamic-vram"
     if patcher.force_cast_weights:

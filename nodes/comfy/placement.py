@@ -147,7 +147,7 @@ def _too_small(head: comfy.model_patcher.ModelPatcher, missing: int, evaluations
     seconds = missing * evaluations / BUS
     sentence = (
         f"the diffusion head does not fit on {head.load_device}: {format_bytes(missing)} of it are copied there at "
-        f"each of {evaluations} evaluations, some {seconds:.0f} s a picture over PCIe 4.0 x16"
+        f"each of {evaluations} evaluations, which takes some {seconds:.0f} s over PCIe 4.0 x16"
     )
     remedy = f"set weight_dtype to one of {', '.join(smaller)}" if smaller else "lower batch_size, or width and height"
     return f"{sentence}; {remedy}"

@@ -76,13 +76,15 @@ def test_it_comes_back_after_it_was_evicted(pack, card, loaded, model, positive,
 def test_patches_come_and_go(pack, card, model, positive, expected):
     draw(pack, model, positive)
     generator = torch.Generator().manual_seed(0)
-    state = model.model.state_dict()
+    state = {key: weight.clone() for key, weight in model.model.state_dict().items() if key in (HEAD_KEY, MODEL_KEY)}
     patched = model.clone()
     assert patched.add_patches(
         {key: ("diff", (torch.randn(state[key].shape, generator=generator) / 8,)) for key in (HEAD_KEY, MODEL_KEY)}
     )
     with_patches = bits_of(draw(pack, patched, positive))
     assert not with_patches.equal(expected) and is_resident(patched)
+    weights = model.get_key_patches()  # for merges: those of the file, while others lie on the card
+    assert all(weights[key][0][0].equal(state[key]) for key in state)
     assert bits_of(draw(pack, model, positive)).equal(expected)
     assert bits_of(draw(pack, patched, positive)).equal(with_patches)
 
@@ -205,10 +207,13 @@ def test_a_graph_that_cannot_be_recorded_costs_nothing_but_itself(
     assert record.levelno == logging.INFO  # as cuda_graphs is auto
 
 
-def test_on_says_why_not(pack, card, model, positive, expected):
+def test_on_says_why_not(pack, card, model, positive, expected, traced, monkeypatch):
     options = import_module("pack.nodes.comfy.run").Options(cuda_graphs="on")
+    (note,) = draw(pack, model, positive, options=options).ui["text"]
+    assert "language model" in note and "--disable-dynamic-vram" in note
+    monkeypatch.setattr(pack.placement, "RESIDENT_SHARE", 0)
     notes = draw(pack, model, positive, options=options).ui["text"]
-    assert len(notes) == 2 and all("CUDA graph" in note for note in notes)
+    assert len(notes) == 2 and any("head" in note and "smaller weight_dtype" in note for note in notes)
     assert draw(pack, model, positive).ui is None
 
 
@@ -221,7 +226,7 @@ def test_a_card_without_room_for_the_head_says_what_it_costs(pack, card, model, 
     monkeypatch.setattr(mm, "EXTRA_RESERVED_VRAM", card.capacity - pack.placement.placed_bytes(model.head()))
     output = draw(pack, model, positive)
     (note,) = output.ui["text"]
-    assert "MB of it" in note and " evaluations" in note and "s a picture" in note and "weight_dtype" in note
+    assert "MB of it" in note and " evaluations" in note and " s over PCIe" in note and "weight_dtype" in note
     assert "int8" in note and bits_of(output).equal(expected)
 
 
