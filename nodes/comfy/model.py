@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ...bitdance_core.checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
-from ...bitdance_core.checkpoints.tensor_names import Component
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.class_model import ImageNetModel
 from ...bitdance_core.model.prompt import PromptTokenizer
 from ...bitdance_core.model.text_config import AutoencoderConfig
 from ...bitdance_core.model.text_model import BitDance
-from .patcher import EMBEDDING_KEY, HEAD_KEYS, patched_once, with_two_parts
+from .patcher import EMBEDDING_KEY, HEAD_KEYS, TwoParts, patched_once, with_two_parts
 from .previews import BitsFormat
 from .saving import whole_model
 from .weights import WEIGHT_DTYPES, Precision, choose_precision, make_patcher, read_weights
@@ -139,27 +138,6 @@ def load_model(
     return patcher
 
 
-def load_head(
-    checkpoint: TextCheckpoint | ClassCheckpoint,
-    weight_dtype: str,
-    precision: Precision,
-    disable_dynamic: bool = False,
-) -> comfy.model_patcher.ModelPatcher:
-    """Load a patcher of the head alone, as `load_model` does."""
-    network = _build(checkpoint, precision)
-    names = [name for name in checkpoint.parts if name in ("head", "")]  # a class model is one part
-    component = checkpoint.parts[names[0]]
-    tensors = {
-        key.removeprefix("" if names[0] else "head."): info
-        for key, info in component.tensors.items()
-        if names[0] or key.startswith("head.")
-    }
-    component = Component(component.name, tensors)
-    weights = read_weights(checkpoint.build().head, component, WEIGHT_DTYPES[weight_dtype])
-    weights = {f"head.{key}": tensor for key, tensor in weights.items()}
-    return _head_patcher(BitDanceHead(network, precision), weights, checkpoint, weight_dtype, disable_dynamic)
-
-
 def read_model(
     checkpoint: TextCheckpoint | ClassCheckpoint, requested: torch.dtype | str | None = None
 ) -> dict[str, Tensor]:
@@ -185,8 +163,22 @@ def build_model(
     embedding = weights.pop("backbone.embed_tokens.weight", None)
     head, host = BitDanceHead(model, precision), BitDanceHost(model, checkpoint, embedding, latent_format, precision)
     of_head = {key: weights.pop(key) for key in list(weights) if key.startswith("head.")}
-    host.head_patcher = _head_patcher(head, of_head, checkpoint, weight_dtype, disable_dynamic)
+    host.head_patcher = patched_once(_patcher(head, of_head, disable_dynamic))
     return with_two_parts(_patcher(host, weights, disable_dynamic))
+
+
+def exchange_head(model: TwoParts) -> None:
+    """Give a MODEL of dynamic memory a plain patcher of the same head if it has a dynamic one, and the other way round.
+
+    All MODELs of its language model have the new one then.
+    """
+    host, old = model.model, model.model.head_patcher
+    for patcher in (model.head(), old):  # back to the weights of the file, in system memory
+        patcher.detach()
+    weights = {f"head.{name}": weight for name, weight in old.model.diffusion_model.head.state_dict().items()}
+    head = BitDanceHead(_build(host.checkpoint, host.precision), host.precision)
+    host.head_patcher = patched_once(_patcher(head, weights, old.is_dynamic()))
+    host.diffusion_model.__dict__["head"] = head.diffusion_model.head
 
 
 def _build(checkpoint: TextCheckpoint | ClassCheckpoint, precision: Precision) -> BitDance | ImageNetModel:
@@ -198,19 +190,6 @@ def _patcher(
 ) -> comfy.model_patcher.ModelPatcher:
     devices = mm.get_torch_device(), mm.unet_offload_device()
     return make_patcher(host, host.diffusion_model, weights, *devices, disable_dynamic)
-
-
-def _head_patcher(
-    host: BitDanceHead,
-    weights: dict[str, Tensor],
-    checkpoint: TextCheckpoint | ClassCheckpoint,
-    weight_dtype: str,
-    disable_dynamic: bool,
-) -> comfy.model_patcher.ModelPatcher:
-    patcher = patched_once(_patcher(host, weights, disable_dynamic))
-    # ours and ComfyUI's way to the same head in a patcher of another kind
-    patcher.cached_patcher_init = (load_head, (checkpoint, weight_dtype, host.precision))
-    return patcher
 
 
 def check_model(model) -> BitDanceHost:

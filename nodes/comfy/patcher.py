@@ -76,18 +76,6 @@ class TwoParts(PatchedOnce):
             head.patches_uuid = self.patches_uuid
         return head
 
-    def exchange_head(self) -> None:
-        """Load the head again, into a plain patcher if it has a dynamic one, and into a dynamic one if not."""
-        old = self.model.head_patcher
-        load, arguments = old.cached_patcher_init
-        new = load(*arguments, disable_dynamic=old.is_dynamic())
-        if new.is_dynamic() == old.is_dynamic():  # this device has plain patchers only
-            return
-        for patcher in (self.head(), old):  # of one module: what is on the card is given back
-            patcher.detach()
-        self.model.head_patcher = new
-        self.model.diffusion_model.__dict__["head"] = new.model.diffusion_model.head
-
     # how many times a node added patches of which none fits: ComfyUI's LoRA loaders only log it
     empty_patches = 0
 

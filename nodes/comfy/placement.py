@@ -7,7 +7,6 @@ puts it onto the card whole, beside a language model that dynamic memory manages
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 
 import comfy.model_management as mm
@@ -16,8 +15,8 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ...bitdance_core.errors import BitDanceError, format_bytes
-from .model import patchers_of
+from ...bitdance_core.errors import format_bytes
+from .model import exchange_head, patchers_of
 from .patcher import TwoParts
 from .quantize import CHOICES, choices
 
@@ -36,13 +35,13 @@ def load_parts(model: TwoParts, drawing: int, evaluations: int, note: Note) -> l
     not fit.
     """
     if model.is_dynamic() and model.head().is_dynamic() == stays(model, drawing):
-        _exchange_head(model)
+        exchange_head(model)
     _load(model, drawing)
     head = model.head()
     if model.is_dynamic() and not head.is_dynamic() and not is_whole(head):
         # others have taken the card's memory: it is not tried again with this model
         model.model.has_room_for_head = False
-        _exchange_head(model)
+        exchange_head(model)
         _load(model, drawing)
     if missing := missing_bytes(model, drawing):
         note(_too_small(model.head(), missing, evaluations))
@@ -115,13 +114,6 @@ def prefetch_with_room(model: TwoParts, layers: Iterable[nn.Module]) -> Callable
         return has_buffers
 
     return wanted
-
-
-def _exchange_head(model: TwoParts) -> None:
-    try:
-        model.exchange_head()
-    except (OSError, RuntimeError, BitDanceError) as error:  # its file is gone; the one that is loaded draws the same
-        logging.info(f"[BitDance] the diffusion head keeps its kind of memory: {error}")
 
 
 def _load(model: TwoParts, drawing: int) -> None:

@@ -108,7 +108,7 @@ def test_an_interrupted_picture_leaves_nothing_behind(pack, card, model, positiv
 
 
 def test_larger_pictures_make_it_dynamic_again(pack, card, model, positive, expected, monkeypatch):
-    """Both kinds of head are read from the same file, and only one is there at a time."""
+    """Only one head is there at a time."""
     taken, stays = [], pack.placement.stays
     monkeypatch.setattr(pack.placement, "stays", lambda model, drawing: taken.append(drawing) or stays(model, drawing))
     draw(pack, model, positive)
@@ -123,12 +123,22 @@ def test_larger_pictures_make_it_dynamic_again(pack, card, model, positive, expe
     assert bits_of(draw(pack, model, positive)).equal(expected) and is_resident(model)
 
 
-def test_without_its_file_the_head_that_is_there_draws(pack, card, positive, expected, tmp_path):
+@pytest.mark.parametrize("weight_dtype", ["default", "int8", "fp8_e4m3fn"])
+def test_both_kinds_of_head_have_the_same_weights(pack, card, positive, weight_dtype, tmp_path):
+    """Of whatever type; and their file may be gone."""
+    card.dtype = "bfloat16"
     folder = shutil.copytree(ASSETS / "builtin", tmp_path / "model")
-    model = pack.loaders.load(folder, "default")[0]
-    shutil.rmtree(folder)  # what is mapped stays
-    assert bits_of(draw(pack, model, positive)).equal(expected)
-    assert model.head().is_dynamic()
+    model = pack.loaders.load(folder, weight_dtype)[0]
+    shutil.rmtree(folder)
+    pictures = []
+    for is_dynamic in (True, False, True, False):
+        if model.head().is_dynamic() != is_dynamic:
+            pack.model.exchange_head(model)
+        assert model.head().is_dynamic() == is_dynamic
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pack.placement, "stays", lambda *_, is_dynamic=is_dynamic: not is_dynamic)
+            pictures.append(bits_of(draw(pack, model, positive)))
+    assert all(picture.equal(pictures[0]) for picture in pictures)
 
 
 def test_where_others_take_the_memory_it_stays_dynamic(pack, card, model, positive, expected):
