@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
 from ..bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from ..bitdance_core.sampling.settings import GUIDANCE_SCHEDULES
 from .comfy.effects import report_unfollowed
+from .comfy.graphs import CHOICES
+from .comfy.outputs import show_note
 from .comfy.run import Options, draw
 from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
 
@@ -108,6 +112,12 @@ class BitDanceNextPatchSampler(io.ComfyNode):
         allow_untrained_size=False,
     ) -> io.NodeOutput:
         notes = report_unfollowed(model, positive, negative)
+
+        def note(text: str) -> None:
+            logging.warning(f"[BitDance] {text}")
+            notes.append(text)
+            show_note("\n".join(notes))
+
         drawn = draw(
             model,
             positive,
@@ -121,6 +131,7 @@ class BitDanceNextPatchSampler(io.ComfyNode):
             mask=mask,
             options=options or Options(),
             allow_untrained_size=allow_untrained_size,
+            note=note,
         )
         return io.NodeOutput(drawn, ui={"text": notes} if notes else None)
 
@@ -196,18 +207,26 @@ class BitDanceSamplingOptions(io.ComfyNode):
                     tooltip="How guidance changes over the patches. constant: the same for all; linear: from 1 up to "
                     "cfg; auto: the model's own (linear for ImageNet models, constant for the others).",
                 ),
-                io.Boolean.Input(
+                io.Combo.Input(
                     "cuda_graphs",
-                    default=False,
+                    options=CHOICES,
+                    default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="Capture each patch as CUDA graphs (fewer kernel launches). Needs all weights on the GPU: "
-                    "start ComfyUI with --highvram or --disable-dynamic-vram. Otherwise ignored, with the reason in "
-                    "the log.",
+                    tooltip="Capture each patch as CUDA graphs (fewer kernel launches). Needs weights that stay on the "
+                    "GPU, as the head's do on a card with room for it. auto: where it can be done; on: say why where "
+                    "it cannot; off: never.",
                 ),
             ],
             outputs=[SamplingOptions.Output("options", tooltip="For the Next-Patch Sampler.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, cuda_graphs="auto"):
+        # a list of choices refuses what the switch of older workflows saved
+        if _graphs_choice(cuda_graphs) in CHOICES:
+            return True
+        return f"cuda_graphs is {cuda_graphs!r}; choose {', '.join(CHOICES)}"
 
     @classmethod
     def execute(
@@ -219,7 +238,12 @@ class BitDanceSamplingOptions(io.ComfyNode):
         noise_scale,
         time_shift,
         cfg_schedule="auto",
-        cuda_graphs=False,
+        cuda_graphs="auto",
     ) -> io.NodeOutput:
-        guided = guide_from, guide_to
-        return io.NodeOutput(Options(last_steps, last_cfg, guided, noise_scale, time_shift, cfg_schedule, cuda_graphs))
+        guided, graphs = (guide_from, guide_to), _graphs_choice(cuda_graphs)
+        return io.NodeOutput(Options(last_steps, last_cfg, guided, noise_scale, time_shift, cfg_schedule, graphs))
+
+
+def _graphs_choice(value: object) -> object:
+    """Read `cuda_graphs`, which was a switch in older workflows: True is on, False off."""
+    return {"true": "on", "false": "off"}.get(str(value).lower(), value)

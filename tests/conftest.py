@@ -1,5 +1,6 @@
 import asyncio
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,19 @@ def pack_module(comfyui):
 @pytest.fixture(scope="session")
 def pack(pack_module):
     """The modules between the nodes and ComfyUI, and the loaders."""
-    names = ("model", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs", "saving", "run", "clip")
+    names = (
+        "model", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs", "saving", "run", "clip",
+        "placement",
+    )  # fmt: skip
     modules = {name: importlib.import_module(f"pack.nodes.comfy.{name}") for name in names}
     return SimpleNamespace(**modules, loaders=importlib.import_module("pack.nodes.loaders"))
+
+
+@pytest.fixture(scope="module")
+def stock_nodes(comfyui, pack):
+    """ComfyUI's `nodes`, which its other files import; in this process ours would come first."""
+    spec = importlib.util.spec_from_file_location("nodes", comfyui / "nodes.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "nodes", importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(sys.modules["nodes"])
+        yield

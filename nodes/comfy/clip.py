@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.memory_management
+import comfy.model_patcher
 import comfy.sd
 import torch
 from torch import nn
@@ -105,6 +107,11 @@ class TokenizerClip(comfy.sd.CLIP):
         copy.__class__ = TokenizerClip  # ComfyUI's clone is of its own class
         return copy
 
+    def is_dynamic(self) -> bool:
+        # ComfyUI asks whether its cache frees memory by dropping the nodes whose outputs these are: a tokenizer has
+        # none, and must not take the models beside it along
+        return comfy.memory_management.aimdo_enabled
+
     def state_dict_for_saving(self) -> TokenizerOnly:
         return TokenizerOnly()
 
@@ -115,7 +122,14 @@ def make_clip(prompts: PromptTokenizer | None) -> comfy.sd.CLIP:
     def tokenizer(embedding_directory=None, tokenizer_data=None):
         return Tokenizer(prompts)
 
-    return TokenizerClip(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
+    clip = TokenizerClip(SimpleNamespace(params={}, clip=Encoder, tokenizer=tokenizer))
+    clip.patcher.cached_patcher_init = (_load_patcher, (prompts,))
+    return clip
+
+
+def _load_patcher(prompts: PromptTokenizer | None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Make the patcher again for ComfyUI: Select CLIP Device moves a tokenizer too."""
+    return make_clip(prompts).patcher
 
 
 def check_clip(clip) -> comfy.sd.CLIP:

@@ -20,7 +20,7 @@ from ...bitdance_core.model.class_model import ImageNetModel
 from ...bitdance_core.model.prompt import PromptTokenizer
 from ...bitdance_core.model.text_config import AutoencoderConfig
 from ...bitdance_core.model.text_model import BitDance
-from .patcher import EMBEDDING_KEY, HEAD_KEYS, patched_once, with_two_parts
+from .patcher import EMBEDDING_KEY, HEAD_KEYS, TwoParts, patched_once, with_two_parts
 from .previews import BitsFormat
 from .saving import whole_model
 from .weights import WEIGHT_DTYPES, Precision, choose_precision, make_patcher, read_weights
@@ -161,25 +161,37 @@ def build_model(
     """Build the backbone's patcher; its model has the head's as `head_patcher` (see `patchers_of`)."""
     weights = dict(weights)
     precision = choose_precision(weights, WEIGHT_DTYPES[weight_dtype])
-    devices = mm.get_torch_device(), mm.unet_offload_device()
-    model = checkpoint.build(precision.operations, device=devices[1], dtype=precision.storage)
+    model = _build(checkpoint, precision)
     embedding = weights.pop("backbone.embed_tokens.weight", None)
-    hosts = (
-        BitDanceHead(model, precision),
-        BitDanceHost(model, checkpoint, embedding, latent_format, precision),
-    )
-    head, patcher = (
-        make_patcher(
-            host,
-            host.diffusion_model,
-            {key: weight for key, weight in weights.items() if key.startswith("head.") == (host is hosts[0])},
-            *devices,
-            disable_dynamic,
-        )
-        for host in hosts
-    )
-    patcher.model.head_patcher = patched_once(head)
-    return with_two_parts(patcher)
+    head, host = BitDanceHead(model, precision), BitDanceHost(model, checkpoint, embedding, latent_format, precision)
+    of_head = {key: weights.pop(key) for key in list(weights) if key.startswith("head.")}
+    host.head_patcher = patched_once(_patcher(head, of_head, disable_dynamic))
+    return with_two_parts(_patcher(host, weights, disable_dynamic))
+
+
+def exchange_head(model: TwoParts) -> None:
+    """Give a MODEL of dynamic memory a plain patcher of the same head if it has a dynamic one, and the other way round.
+
+    All MODELs of its language model have the new one then.
+    """
+    host, old = model.model, model.model.head_patcher
+    for patcher in (model.head(), old):  # back to the weights of the file, in system memory
+        patcher.detach()
+    weights = {f"head.{name}": weight for name, weight in old.model.diffusion_model.head.state_dict().items()}
+    head = BitDanceHead(_build(host.checkpoint, host.precision), host.precision)
+    host.head_patcher = patched_once(_patcher(head, weights, old.is_dynamic()))
+    host.diffusion_model.__dict__["head"] = head.diffusion_model.head
+
+
+def _build(checkpoint: TextCheckpoint | ClassCheckpoint, precision: Precision) -> BitDance | ImageNetModel:
+    return checkpoint.build(precision.operations, device=mm.unet_offload_device(), dtype=precision.storage)
+
+
+def _patcher(
+    host: BitDanceHead | BitDanceHost, weights: dict[str, Tensor], disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
+    devices = mm.get_torch_device(), mm.unet_offload_device()
+    return make_patcher(host, host.diffusion_model, weights, *devices, disable_dynamic)
 
 
 def check_model(model) -> BitDanceHost:
@@ -192,7 +204,8 @@ def check_model(model) -> BitDanceHost:
 def patchers_of(model: comfy.model_patcher.ModelPatcher) -> list[comfy.model_patcher.ModelPatcher]:
     """List both patchers of a MODEL in the order for `load_models_gpu`, each with its patches.
 
-    With dynamic memory the first in the list has priority; without, the last, which is loaded first.
+    The head has priority. With dynamic memory that is the first in the list; a plain patcher comes last, as it is then
+    loaded first.
     """
     head = with_two_parts(model).head()
-    return [head, model] if model.is_dynamic() else [model, head]
+    return [head, model] if head.is_dynamic() else [model, head]

@@ -23,8 +23,21 @@ EMBEDDING_KEY = "diffusion_model.backbone.embed_tokens.weight"
 class PatchedOnce:
     """Added to a patcher: a patched weight is computed from the original, also where that one is patched in place.
 
-    ComfyUI's dynamic memory patches small weights in place and would patch them once more for a file.
+    ComfyUI's dynamic memory patches small weights in place and would patch them once more for a file. Whatever moves
+    or patches weights also drops the graphs that know their addresses (see `graphs`).
     """
+
+    def unpatch_model(self, device_to=None, unpatch_weights: bool = True):
+        if unpatch_weights:
+            self._drop_recordings()
+        return super().unpatch_model(device_to, unpatch_weights)
+
+    def partially_unload(self, *args, **kwargs):
+        self._drop_recordings()
+        return super().partially_unload(*args, **kwargs)
+
+    def _drop_recordings(self) -> None:
+        self.model.__dict__.pop("recordings", None)
 
     def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Tensor]:
         """Leave out the tensors beside quantized weights: they are no parameters, and merges would fail at them."""

@@ -6,7 +6,7 @@ makes no queue, and nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import comfy.model_patcher
@@ -15,17 +15,20 @@ from torch import nn
 
 
 @contextmanager
-def prefetching(patcher: comfy.model_patcher.ModelPatcher, stack: nn.Module) -> Iterator[None]:
-    """Queue the `layers` of `stack` in their order at each of its passes, within the context.
+def prefetching(
+    patcher: comfy.model_patcher.ModelPatcher, stack: nn.Module, wanted: Callable[[], bool]
+) -> Iterator[None]:
+    """Queue the `layers` of `stack` in their order at each of its passes for which `wanted()`, within the context.
 
     ComfyUI clears the queue of an interrupted pass after the node.
     """
-    options = {"prefetch_dynamic_vbars": patcher.is_dynamic()}
+    is_dynamic = patcher.is_dynamic()
     device = patcher.load_device
     queue = None
 
     def begin(module: nn.Module, inputs: tuple) -> None:
         nonlocal queue
+        options = {"prefetch_dynamic_vbars": is_dynamic and wanted()}
         queue = comfy.model_prefetch.make_prefetch_queue(list(module.layers), device, options)
 
     def next_layer(layer: nn.Module, inputs: tuple) -> None:

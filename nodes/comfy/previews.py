@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 import comfy.latent_formats
 import torch
 import torch.nn.functional as F
@@ -10,6 +14,7 @@ from torch import Tensor
 from ...bitdance_core.model.text_config import AutoencoderConfig
 
 SIDE = 8  # tokens of a side of the example images
+INTERVAL = 1 / 3  # seconds between two previews: each makes the host wait for the GPU, and encodes a picture
 RIDGE = 1e-2  # regularisation: keeps the factors of bits that hardly vary small
 
 
@@ -23,6 +28,23 @@ class BitsFormat(comfy.latent_formats.LatentFormat):
         self.spacial_downscale_ratio = config.downscale
         self.latent_rgb_factors = factors[:-1].tolist()
         self.latent_rgb_factors_bias = factors[-1].tolist()
+
+
+class Previews:
+    """Previews of a picture while it is drawn, no more than one per INTERVAL, and the last patch's in any case."""
+
+    def __init__(self, previewer, patches: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`previewer` is ComfyUI's; `patches` are drawn in all; `clock` counts seconds."""
+        self._previewer, self._left, self._clock = previewer, patches, clock
+        self._next = clock()
+
+    def show(self, bits: Tensor) -> Any | None:
+        """Return the preview of the bits after one more patch, in the form that a ProgressBar takes, if it is time."""
+        self._left -= 1
+        if self._left and self._clock() < self._next:
+            return None
+        self._next = self._clock() + INTERVAL
+        return self._previewer.decode_latent_to_preview_image("JPEG", bits)
 
 
 def fit_rgb_factors(vae) -> Tensor:

@@ -16,16 +16,18 @@ from ...bitdance_core.model.grid import Grid
 from ...bitdance_core.model.text_config import AutoencoderConfig, BitDanceConfig
 from ...bitdance_core.sampling.editing import Edit, make_edit
 from ...bitdance_core.sampling.generate import generate
-from ...bitdance_core.sampling.memory import check_request
+from ...bitdance_core.sampling.memory import check_request, request_bytes
 from ...bitdance_core.sampling.patch import HeadVelocity, compiled_velocity
 from ...bitdance_core.sampling.plan import Request
 from ...bitdance_core.sampling.settings import Sampling
 from ...bitdance_core.sampling.sizes import make_grid
 from .conditioning import read_classes, read_positive, read_prompt
 from .effects import compute_dtype, time_shift
-from .graphs import graphs_of
-from .model import BitDanceHost, check_model, patchers_of
+from .graphs import CHOICES, graphs_of
+from .model import BitDanceHost, check_model
+from .placement import Note, load_parts, prefetch_with_room
 from .prefetch import prefetching
+from .previews import Previews
 
 # the inputs that an error about memory names; see `check_request`
 MEMORY_WIDGETS = {
@@ -46,9 +48,11 @@ class Options:
     noise_scale: float = 1.0
     time_shift: float = 0.0
     schedule: str = "auto"
-    cuda_graphs: bool = False
+    cuda_graphs: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.cuda_graphs not in CHOICES:
+            raise BitDanceError(f"cuda_graphs is {self.cuda_graphs!r}; choose {', '.join(CHOICES)}")
         if self.guided[0] > self.guided[1]:
             raise BitDanceError(
                 f"guide_from is {self.guided[0]} and guide_to {self.guided[1]}; guide_to must not be below it"
@@ -99,11 +103,12 @@ def draw(
     mask: torch.Tensor | None,
     options: Options,
     allow_untrained_size: bool,
+    note: Note,
 ) -> BitGrid:
     """Draw `bits.batch` pictures of the size of `bits`, or redraw in them.
 
-    Several classes with a batch of 1 draw one picture each. Raises BitDanceError, before any weight is moved, for
-    inputs that the model cannot draw.
+    Several classes with a batch of 1 draw one picture each. `note` is told what the user should know. Raises
+    BitDanceError, before any weight is moved, for inputs that the model cannot draw.
     """
     host = check_model(model)
     config, autoencoder, defaults = host.config, host.autoencoder, host.config.defaults
@@ -130,46 +135,68 @@ def draw(
     request = Request(subject.branches, grid, sampling, subject.num_images, edit, subject.regions, indices)
     names = MEMORY_WIDGETS if host.prompts is not None else {name: MEMORY_WIDGETS[name] for name in ("images", "steps")}
     room, where = mm.get_total_memory(model.load_device), f"the device {model.load_device}"
-    memory = check_request(config, request, compute.itemsize, room, where, names, options.cuda_graphs)
-    evaluations = request.evaluations()
-    if not evaluations:
+    memory = check_request(config, request, compute.itemsize, room, where, names)
+    if not request.evaluations():
         packed = bits.packed.expand(subject.num_images, -1)
         return replace(bits, batch=subject.num_images, packed=packed, mask=None, indices=indices)
+    if options.cuda_graphs != "off" and mm.is_device_cuda(model.load_device):
+        memory = min(room, request_bytes(config, request, compute.itemsize, recorded=True))
+    # ComfyUI's copies and comfy_kitchen's kernels go to the current device, which may be another GPU than the model's
+    with mm.cuda_device_context(model.load_device):
+        drawn = _draw(model, request, seed, compute, memory, options.cuda_graphs, note)
+    return replace(BitGrid.from_bits(drawn, autoencoder.downscale, subject.text), indices=indices)
 
-    patchers = patchers_of(model)
-    mm.load_models_gpu(patchers, memory_required=memory)
-    graphs = graphs_of(patchers) if options.cuda_graphs else None
 
-    previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
-    bar = comfy.utils.ProgressBar(evaluations)
-    # limit progress messages: thousands of them freeze the browser
-    begun, report_every = 0, max(1, evaluations // 200)
-
-    def before_evaluation() -> None:
-        nonlocal begun
-        mm.throw_exception_if_processing_interrupted()
-        if begun % report_every == 0:
-            bar.update_absolute(begun)
-        begun += 1
-
-    def after_patch(patch: int, patches: int, canvas: torch.Tensor) -> None:
-        preview = previewer.decode_latent_to_preview_image("JPEG", canvas) if previewer else None
-        bar.update_absolute(begun, preview=preview)
-
-    network = host.diffusion_model
-    with model.patched_embedding(), prefetching(model, getattr(network, "backbone", network)):
+def _draw(
+    model, request: Request, seed: int, compute: torch.dtype, memory: int, cuda_graphs: str, note: Note
+) -> torch.Tensor:
+    """Load the models and draw the bits; `memory` bytes are needed beside the weights."""
+    patchers = load_parts(model, memory, request.evaluations(), note)
+    graphs = graphs_of(model, patchers, cuda_graphs, note)
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    progress = _Progress(request, previewer)
+    network = model.model.diffusion_model
+    stack = getattr(network, "backbone", network)
+    with model.patched_embedding(), prefetching(model, stack, prefetch_with_room(model, stack.layers)):
         drawn = generate(
             network,
             request,
             torch.Generator("cpu").manual_seed(seed),
             model.load_device,
             compute,
-            after_patch,
-            before_evaluation,
+            progress.after_patch if previewer else None,
+            progress.before_evaluation,
             graphs,
             compiled_head(model),
         )
-    return replace(BitGrid.from_bits(drawn, autoencoder.downscale, subject.text), indices=indices)
+    if graphs is not None:
+        graphs.drop_unused()
+    progress.end()
+    return drawn
+
+
+class _Progress:
+    """Tells the page how far a drawing is, and stops it where the user interrupts."""
+
+    def __init__(self, request: Request, previewer) -> None:
+        """`previewer` is ComfyUI's, or None."""
+        self.begun, self.evaluations = 0, request.evaluations()
+        self.bar = comfy.utils.ProgressBar(self.evaluations)
+        self.report_every = max(1, self.evaluations // 200)  # thousands of messages freeze the browser
+        self.previews = Previews(previewer, sum(not step.is_kept for step in request.steps))
+
+    def before_evaluation(self) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        if self.begun % self.report_every == 0:
+            self.bar.update_absolute(self.begun)
+        self.begun += 1
+
+    def after_patch(self, patch: int, patches: int, canvas: torch.Tensor) -> None:
+        if (preview := self.previews.show(canvas)) is not None:
+            self.bar.update_absolute(self.begun, preview=preview)
+
+    def end(self) -> None:
+        self.bar.update_absolute(self.evaluations)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.sd
 import torch
 from torch import Tensor
@@ -32,6 +33,9 @@ TILE, OVERLAP = 256, 64
 
 class TiledAutoencoder(BinaryAutoencoder):
     """The core's network in the form that comfy.sd.VAE calls; it takes the signs of latents that nodes have mixed."""
+
+    # a ComfyUI that knows it goes to tiles at once where the whole does not fit, as `decoding_bytes` counts tensors
+    comfy_decode_estimate_is_reliable = True
 
     def __init__(self, config: AutoencoderConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(config, TokenizerOperations, device, dtype)
@@ -88,7 +92,7 @@ class TiledAutoencoder(BinaryAutoencoder):
 class BinaryVAE(comfy.sd.VAE):
     """ComfyUI's VAE class around our network: encoding, decoding, tiles and memory are ComfyUI's."""
 
-    def __init__(self, checkpoint: TokenizerCheckpoint) -> None:
+    def __init__(self, checkpoint: TokenizerCheckpoint, disable_dynamic: bool = False) -> None:
         """Load a recognised tokenizer. Raises BitDanceError before any weight is read."""
         config = checkpoint.config
         weights = read_weights(checkpoint.build(), checkpoint.component, quantized=False)
@@ -107,7 +111,8 @@ class BinaryVAE(comfy.sd.VAE):
         )
         offload_device = mm.vae_offload_device()
         network = TiledAutoencoder(config, offload_device, self.vae_dtype)
-        self.patcher = make_patcher(network, network, weights, self.device, offload_device)
+        self.patcher = make_patcher(network, network, weights, self.device, offload_device, disable_dynamic)
+        self.patcher.cached_patcher_init = (_load_patcher, (checkpoint,))
         self.first_stage_model = network
 
     def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
@@ -171,6 +176,11 @@ class BinaryVAE(comfy.sd.VAE):
     @property
     def config(self) -> AutoencoderConfig:
         return self.first_stage_model.config
+
+
+def _load_patcher(checkpoint: TokenizerCheckpoint, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Load a tokenizer again for ComfyUI: for another GPU, or without dynamic memory."""
+    return BinaryVAE(checkpoint, disable_dynamic).patcher
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,8 +185,29 @@ def make_patcher(
     mm.archive_model_dtypes(host)
     # looked up at call time, because ComfyUI rebinds the class after importing it
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = kind(host, load_device, offload_device)
+    patcher = kind(host, load_device, offload_device, **_fast_disk(kind, weights))
+    if comfy.memory_management.aimdo_enabled and not patcher.is_dynamic():
+        weights = {name: _cast_once(module, name, weight) for name, weight in weights.items()}
     module.load_state_dict(weights, strict=True, assign=patcher.is_dynamic())
     host.eval().requires_grad_(False)
     patcher.size = sum(parameter.nbytes for parameter in host.parameters())
     return patcher
+
+
+def _fast_disk(kind: type, weights: dict[str, Tensor]) -> dict[str, bool]:
+    """Tell a ComfyUI that asks (0.38) whether weights lie on a fast disk, from which it then streams them."""
+    try:
+        from comfy.storage import state_dict_fast_disk
+    except ImportError:
+        return {}
+    asks = "fast_disk" in inspect.signature(kind.__init__).parameters
+    return {"fast_disk": state_dict_fast_disk(weights)} if asks else {}
+
+
+def _cast_once(module: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """Cast a weight to its layer's own type: with dynamic memory on, layers take the file's, and a plain patcher never
+    casts it."""
+    layer, _, parameter = name.rpartition(".")
+    dtype = getattr(module.get_submodule(layer), f"{parameter}_comfy_model_dtype", None)
+    is_number = weight.dtype.is_floating_point and weight.dtype.itemsize > 1
+    return weight.to(dtype) if is_number and dtype is not None else weight

@@ -3,8 +3,6 @@
 import importlib
 import inspect
 import logging
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
@@ -16,14 +14,7 @@ from graphs import PROMPT
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def stock_nodes(comfyui, pack):
-    """ComfyUI's `nodes`, which its other files import; in this process ours would come first."""
-    spec = spec_from_file_location("nodes", comfyui / "nodes.py")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "nodes", module_from_spec(spec))
-        spec.loader.exec_module(sys.modules["nodes"])
-        yield
+pytestmark = pytest.mark.usefixtures("stock_nodes")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import bitdance_core.sampling.generate as engine
 from bitdance_core import BitDancePipeline
 from bitdance_core.checkpoints.checkpoint import read_checkpoint
 from bitdance_core.checkpoints.locate import ASSETS
-from bitdance_core.checkpoints.tensor_names import HEAD, LANGUAGE_MODEL
+from bitdance_core.checkpoints.tensor_names import LANGUAGE_MODEL
 from bitdance_core.model.graphs import Graphs
 from bitdance_core.model.grid import Grid
 from bitdance_core.sampling.generate import generate
@@ -65,7 +65,7 @@ def test_each_layer_is_prefetched_in_its_turn(pack, model, expected, monkeypatch
         _, (module, _) = comfy.model_prefetch.PREFETCH_QUEUES[-1][0]
         fetched.append(module is layer)
 
-    with pack.prefetch.prefetching(model, backbone):
+    with pack.prefetch.prefetching(model, backbone, lambda: True):
         hooks = [layer.register_forward_pre_hook(look) for layer in backbone.layers]
         assert draw(model).equal(expected)
     for hook in hooks:
@@ -79,14 +79,14 @@ def test_each_layer_is_prefetched_in_its_turn(pack, model, expected, monkeypatch
 def test_without_dynamic_memory_nothing_is_prefetched(pack, model, expected):
     import comfy.model_prefetch
 
-    with pack.prefetch.prefetching(model, model.model.diffusion_model.backbone):
+    with pack.prefetch.prefetching(model, model.model.diffusion_model.backbone, lambda: True):
         assert draw(model).equal(expected)
     assert not comfy.model_prefetch.PREFETCH_QUEUES
 
 
 def test_a_stopped_run_leaves_no_hooks(pack, model):
     backbone = model.model.diffusion_model.backbone
-    with pytest.raises(KeyboardInterrupt), pack.prefetch.prefetching(model, backbone):
+    with pytest.raises(KeyboardInterrupt), pack.prefetch.prefetching(model, backbone, lambda: True):
         raise KeyboardInterrupt
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in backbone.modules())
 
@@ -102,19 +102,44 @@ def test_comfyuis_layers_can_be_recorded(model):
     assert traced.count == 2  # the head's flow and the backbone's reading
 
 
-def test_weights_that_may_move_have_no_graphs(pack, model, caplog):
+def test_while_a_part_of_the_head_is_missing_nothing_is_prefetched(pack, model, expected, monkeypatch):
+    """The queue's buffers would take room from it, and it is read fifty times as often."""
+    import comfy.model_management as mm
+    import comfy.model_prefetch
+
+    monkeypatch.setattr(model, "is_dynamic", lambda: True)
+    monkeypatch.setattr(mm, "NUM_STREAMS", 2)
+    monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(comfy.model_prefetch, "PREFETCH_QUEUES", [])
+    passes = iter([False, False, True, False, False])  # the prompt, its opening, and all patches but the last
+    with pack.prefetch.prefetching(model, model.model.diffusion_model.backbone, lambda: next(passes)):
+        assert draw(model).equal(expected)
+    assert len(comfy.model_prefetch.PREFETCH_QUEUES) == 1
+
+
+def test_weights_that_may_move_have_no_graphs(pack, model):
     patchers = pack.model.patchers_of(model)
-    reasons = pack.graphs.graphs_of(patchers).reasons
-    assert set(reasons) == {HEAD, LANGUAGE_MODEL} and all("cpu" in reason for reason in reasons.values())
-    assert reasons[HEAD] in caplog.text
+    notes = []
+
+    def graphs(choice="on"):
+        notes.clear()
+        return pack.graphs.graphs_of(model, patchers, choice, notes.append)
+
+    assert graphs() is None and len(notes) == 2 and all("cpu" in note for note in notes)
+    assert graphs("auto") is None and graphs("off") is None and not notes
 
     language_model, head = patchers
     for patcher in patchers:
         patcher.load_device = CUDA
-    assert not pack.graphs.graphs_of(patchers).reasons
+    assert not graphs().reasons and not notes and graphs("off") is None
     language_model.load(torch.device("cpu"), lowvram_model_memory=1)
-    reasons = pack.graphs.graphs_of(patchers).reasons
-    assert set(reasons) == {LANGUAGE_MODEL} and "weight_dtype" in reasons[LANGUAGE_MODEL]
+    reasons = graphs().reasons
+    assert set(reasons) == {LANGUAGE_MODEL} and "weight_dtype" in reasons[LANGUAGE_MODEL] and len(notes) == 1
+    assert graphs("auto").reasons == reasons and not notes
+
+    for captured in ({"backend": "cudagraphs"}, {"backend": "inductor", "mode": "reduce-overhead"}):
+        model.model_options["torch_compile_kwargs"] = captured
+        assert graphs() is None and len(notes) == 2 and all("TorchCompileModel" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_what_does_not_fit_is_refused_before_weights_move(pack, monkeypatch):
     monkeypatch.setattr(mm, "get_total_memory", lambda *_: 10**8)
     monkeypatch.setattr(mm, "load_models_gpu", lambda *_, **__: pytest.fail("weights move"))
     widgets = {"seed": 0, "guidance": 1.0, "sampler": "euler", "denoise": 1.0, "mask": None, "options": Options()}
+    widgets["note"] = pytest.fail
     for batch, steps, words in ((4096, 2, "lower batch_size"), (1, 100_000, "lower steps")):
         with pytest.raises(BitDanceError, match=rf"drawing this takes .* cpu has 100.0 MB for it; {words}"):
             draw(model, positive, None, BitGrid(batch, 32, 32), steps=steps, allow_untrained_size=True, **widgets)

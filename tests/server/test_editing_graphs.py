@@ -175,7 +175,7 @@ def test_sampling_options_are_exact_where_neutral(run, server):
     show(graph, loader, sample(graph, loader[0], positive[0], canvas[0]))
     for changes in (
         {},
-        {"cuda_graphs": True},  # on a CPU without any
+        {"cuda_graphs": True},  # as older workflows have it; on a CPU without any
         {"noise_scale": 0.5},
         {"guide_from": 0.2, "guide_to": 0.9},
         {"last_steps": 10, "last_cfg": 5.0},

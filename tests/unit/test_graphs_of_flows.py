@@ -6,14 +6,17 @@ In float64: a recorded reading looks at a whole cache behind a mask, a plain one
 differently.
 """
 
+import logging
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import golden
 from bitdance_core import BitDanceError, BitDancePipeline, ImageNetPipeline
-from bitdance_core.model.graphs import Graphs
+from bitdance_core.model.graphs import Graphs, Recordings
 from bitdance_core.model.grid import Grid
+from bitdance_core.parts import HEAD
 from bitdance_core.sampling.editing import make_edit
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.plan import Request
@@ -90,6 +93,34 @@ def test_what_cannot_be_recorded_runs_without_a_graph(builtin, caplog):
         ("head", "language model"), "operation not permitted when stream is capturing"
     )
     assert caplog.text.count("runs without a CUDA graph: operation not permitted") == 2
+
+
+def test_kept_graphs_serve_pictures_of_one_shape(builtin):
+    """The head's: a reading knows the cache of its picture."""
+    traced, kept = Traced(), {HEAD: Recordings()}
+
+    def drawn(**options):
+        before, graphs = traced.count, Graphs(traced, kept)
+        assert torch.equal(draw(builtin, graphs, **options), draw(builtin, None, **options))
+        graphs.drop_unused()
+        return traced.count - before
+
+    assert (drawn(), drawn(), drawn(num_images=2), drawn(num_images=2), drawn()) == (2, 1, 2, 1, 2)
+    assert len(kept[HEAD].kinds) == 1
+
+
+def test_what_could_not_be_recorded_is_not_tried_for_the_next_picture(builtin, caplog):
+    tried, kept = [], {HEAD: Recordings()}
+
+    def fails(function, inputs):
+        tried.append(function)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    caplog.set_level(logging.INFO)
+    for expected in (2, 3):  # the reading is, with the new cache
+        draw(builtin, Graphs(fails, kept, quiet=True))
+        assert len(tried) == expected
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
 
 
 def test_everyone_is_asked_as_often_as_without(builtin):
