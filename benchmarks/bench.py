@@ -47,6 +47,7 @@ from benchmarks.trials import Case, Decode, Run, take_turns, time_decoding
 from bitdance_core import devices
 from bitdance_core.errors import BitDanceError
 from bitdance_core.model.graphs import Graphs
+from bitdance_core.model.operations import operations_for
 from bitdance_core.model.text_config import Size
 from bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from bitdance_core.sampling.generate import generate
@@ -185,7 +186,7 @@ def choose_case(args: argparse.Namespace) -> Case:
     guidance = defaults.guidance if args.guidance is None else args.guidance
     sampling = Sampling(args.sampler, steps, guidance, config.head.time_shift, schedule=defaults.schedule)
     patches = min(args.patches, grid.num_patches)
-    return Case(build(config).eval(), grid, sampling, args.batch, patches, device, dtype)
+    return Case(build(config, operations_for(device)).eval(), grid, sampling, args.batch, patches, device, dtype)
 
 
 def decoded_size(args: argparse.Namespace) -> Size | None:

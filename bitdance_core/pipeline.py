@@ -22,6 +22,7 @@ from .model.class_model import ImageNetModel
 from .model.class_names import class_numbers, parse_classes
 from .model.fields import Size
 from .model.graphs import Graphs
+from .model.operations import operations_for
 from .model.prompt import PromptTokenizer
 from .model.text_config import BitDanceConfig
 from .model.text_model import BitDance
@@ -382,7 +383,7 @@ def load_pipeline(
     """Load a recognised model of either kind; the arguments are those of `BitDancePipeline.from_pretrained`."""
     device, dtype = devices.choose(device, dtype)
     devices.check_graphs(device, cuda_graphs)
-    model, autoencoder = checkpoint.build(attend=attend), checkpoint.tokenizer.build()
+    model, autoencoder = checkpoint.build(operations_for(device), attend), checkpoint.tokenizer.build()
     parts = [*checkpoint.modules(model), (autoencoder, checkpoint.tokenizer.component)]
     load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
     velocity = compiled_velocity(model.head, frozen=device.type == "cpu") if compile_head else None

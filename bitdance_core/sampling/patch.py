@@ -14,6 +14,7 @@ from ..model import fused
 from ..model.fused import Affine, find_kernels, plain_affine
 from ..model.graphs import Graphs
 from ..model.head import DiffusionHead, steps_at_once
+from ..model.operations import OneDnnLinear
 from ..parts import HEAD
 from .flow import Known, Schedule, guided_velocity, integrate, remaining
 from .plan import Step
@@ -61,10 +62,14 @@ def compiled_velocity(head: DiffusionHead, frozen: bool = False, **options: Any)
         from torch._inductor import config  # slow to import
 
         program = config.patch(freezing=True, cpp_wrapper=True)(program)
+    by_onednn = frozen and isinstance(head.input_proj, OneDnnLinear)
 
     def velocity(x_t: Tensor, modulations: Sequence[Tensor], *numbers: float | Tensor) -> Tensor:
         # a Python number would be a constant of the program, and every other value would compile it again
         tensors = [n if isinstance(n, Tensor) else torch.full((), n, device=x_t.device) for n in numbers]
+        if by_onednn:  # where the compiler does not know how many rows matrices meet; else it packs them for MKL
+            for tensor in (x_t, *modulations):
+                torch._dynamo.maybe_mark_dynamic(tensor, 1)
         return program(x_t, modulations, *tensors)
 
     return velocity
