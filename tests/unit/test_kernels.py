@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import launches
+from bitdance_core import BitDancePipeline
 from bitdance_core.model import fused
 from bitdance_core.model.head import DiffusionHead
 from bitdance_core.model.text_config import BITDANCE_14B_64X, HeadConfig
@@ -154,6 +155,13 @@ def test_kernels_are_tried_before_they_are_used(swiglu, reason, caplog):
     with caplog.at_level(logging.WARNING):
         assert fused.passes_trial(kernels, CPU, torch.bfloat16, 64) == (reason is None)
     assert (reason or "") in caplog.text and "more" not in caplog.text and bool(caplog.text) == (reason is not None)
+
+
+def test_kernels_can_be_switched_off():
+    pipes = [BitDancePipeline.from_pretrained("builtin", device="cpu", triton_kernels=on) for on in (True, False)]
+    assert pipes[0].velocity is None and pipes[1].velocity.func is head_velocity
+    bits = [pipe.generate("a large red star on a blue background", steps=2).bits for pipe in pipes]
+    assert torch.equal(*bits)
 
 
 def test_norms_of_a_host_are_called_as_layers():
