@@ -42,9 +42,9 @@ def drawing_bytes(
     tokens = rows * longest
     queries = backbone.num_heads * backbone.head_dim
     # alive at once inside a layer: the residual stream and its norm, and either the widths of SwiGLU (three, or with
-    # packed weights four) or queries, keys and values with their rotated copies, or what attention works on; beside a
-    # class-conditional model's narrower layers, the embeddings of all that an edit reads at once count too
-    streams, widths = 5 if packed and longest_read > 1 else 3, 4 if packed else 3
+    # packed weights four) or queries, keys and values with their rotated copies, or what attention works on; of an edit
+    # the embeddings of all that it reads at once, too
+    streams, widths = 5 if longest_read > 1 else 3, 4 if packed else 3
     thinking = max(widths * backbone.intermediate_size, 5 * queries) * tokens * size
     # a pass looks through a mask: of truth values, and of numbers for each group of heads
     keys = capacity if longest_read > 1 else length
