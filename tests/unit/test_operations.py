@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bitdance_core.sampling.generate as engine
 from bitdance_core import BitDancePipeline, pipeline
 from bitdance_core.model.head import DiffusionHead
-from bitdance_core.model.operations import OneDnnLinear, OneDnnOperations, is_amd, operations_for
+from bitdance_core.model.operations import OneDnnLinear, OneDnnOperations, mkl_uses_half, operations_for
 from bitdance_core.model.text_config import HeadConfig
 from bitdance_core.sampling.patch import compiled_velocity, head_velocity
 from closeness import check_close, samples_of, tolerance
@@ -76,8 +76,25 @@ def test_layers_are_chosen_by_the_device():
     for device in ("cuda", "meta", "mps"):
         assert operations_for(torch.device(device)) is nn
     # tests run on any processor: here it only matters that the choice is the processor's
-    assert operations_for(torch.device("cpu")) is (OneDnnOperations if is_amd() else nn)
+    assert operations_for(torch.device("cpu")) is (OneDnnOperations if mkl_uses_half() else nn)
     assert issubclass(OneDnnOperations.Linear, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("processor", "capability", "expected"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n", "AVX512", True),  # Zen 5
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n", "AVX2", False),  # as a user may ask for
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n", "AVX512", False),  # Zen 4
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\n", "AVX512", False),
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", "AVX512", True),  # as Windows says it
+        ("Intel64 Family 6 Model 151 Stepping 2, GenuineIntel", "AVX2", False),
+        ("arm", "DEFAULT", False),
+        ("", "DEFAULT", False),
+    ],
+)
+def test_processors_of_which_mkl_uses_half(processor, capability, expected):
+    assert mkl_uses_half(processor, capability) == expected
 
 
 def test_the_picture_is_the_same_but_for_rounding(monkeypatch):
