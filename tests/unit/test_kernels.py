@@ -123,13 +123,36 @@ def test_no_kernels_without_a_gpu():
 
 
 def plain_gated_norm(x, y, gate, affine, eps, scale, shift):
-    x = x if y is None else torch.addcmul(x, gate, y)
-    return x, torch.addcmul(shift, nn.functional.layer_norm(x, x.shape[-1:], *affine, eps=eps), scale)
+    repeated = x.repeat(len(scale) // len(x), 1, 1)
+    new = repeated if y is None else torch.addcmul(repeated, gate, y)
+    h = torch.addcmul(shift, nn.functional.layer_norm(new, x.shape[-1:], *(affine or ()), eps=eps), scale)
+    return (x if y is None else new), h
 
 
 def plain_swiglu(x):
     a, b = x.chunk(2, dim=-1)
     return nn.functional.silu(a) * b
+
+
+def plain_velocity(x, x_t, remaining, guidance, squashes):
+    return guided_velocity((2 * torch.sigmoid(x) - 1 if squashes else x).float(), x_t, 1 - remaining, guidance)
+
+
+def plain_kernels(**changes) -> SimpleNamespace:
+    kernels = {"gated_norm": plain_gated_norm, "swiglu": plain_swiglu, "guided_velocity": plain_velocity}
+    return SimpleNamespace(**kernels | changes)
+
+
+@pytest.mark.parametrize("config", HEADS)
+@pytest.mark.parametrize("affine", [fused.plain_affine, lambda norm, x: None], ids=["weights", "layers"])
+@pytest.mark.parametrize(("rows", "branches"), [(1, 2), (3, 2), (2, 1)])
+def test_the_order_of_the_kernels_is_the_heads(config, affine, rows, branches):
+    """With PyTorch's operations in their place, in float64, where another count of rows moves nothing."""
+    head = filled(config, torch.float64)
+    x_t, modulations = inputs_of(head, rows, branches, torch.float64)
+    found = fused.predict(head, plain_kernels(), x_t.double(), modulations, affine)
+    expected = head.predict(x_t.double().repeat(branches, 1, 1), modulations)
+    torch.testing.assert_close(2 * torch.sigmoid(found) - 1 if config.squashes else found, expected)
 
 
 def fails(x):
@@ -148,10 +171,7 @@ def fails(x):
 def test_kernels_are_tried_before_they_are_used(swiglu, reason, caplog):
     """Without a C compiler, or on a card that they do not fit, they are left out, and the log says why."""
 
-    def velocity(x, x_t, remaining, guidance, squashes):
-        return guided_velocity((2 * torch.sigmoid(x) - 1).float(), x_t, 1 - remaining, guidance)
-
-    kernels = SimpleNamespace(gated_norm=plain_gated_norm, swiglu=swiglu, guided_velocity=velocity)
+    kernels = plain_kernels(swiglu=swiglu)
     with caplog.at_level(logging.WARNING):
         assert fused.passes_trial(kernels, CPU, torch.bfloat16, 64) == (reason is None)
     assert (reason or "") in caplog.text and "more" not in caplog.text and bool(caplog.text) == (reason is not None)
