@@ -3,7 +3,7 @@
 Each guidance branch has its own calls of transformers' Qwen3, with masks and a cache that grows by concatenation. The
 head evaluates both branches in one call, and embeds time and condition again at every evaluation. Noise is drawn at
 every step on the generator's device, the last patch is read although nothing follows, and nothing is compiled or
-captured. From the core it uses only weights and tables of positions.
+captured. From the core it uses only weights, tables of positions, and the head's layers, made of PyTorch's own.
 
 ImageNet models are drawn in the same way, with layers of this file instead of transformers'. Their official code may
 read both branches in one call; it is then faster than this baseline in the backbone.
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.random_models import build
 from bitdance_core.errors import BitDanceError, Cancel, check_cancelled
 from bitdance_core.model.binarize import binarize
 from bitdance_core.model.blocks import rope_tables, rotate_pairs
@@ -40,7 +41,9 @@ class Baseline:
     """Draws with `generate`, which has the arguments of the core's, except edits."""
 
     def __init__(self, model: BitDance | ImageNetModel, device: torch.device) -> None:
-        self.model = model
+        self.model = build(model.config).eval()
+        self.model.load_state_dict(model.state_dict(), assign=True)
+        model = self.model
         if isinstance(model, BitDance):
             self.branch = partial(TextBranch, share_with_qwen3(model, device), model)
         else:

@@ -22,7 +22,7 @@ BEFORE = 2  # patches drawn before the profiled one: graphs are captured with th
 # kind -> pattern of the names of operations or GPU kernels; the first match counts
 KINDS = {
     "attention": re.compile(r"attention|flash|fmha", re.I),
-    "matrix products": re.compile(r"mm$|gemm|nvjet|cutlass|xmma", re.I),
+    "matrix products": re.compile(r"mm$|_linear_pointwise|gemm|nvjet|cutlass|xmma", re.I),
     "norms": re.compile(r"norm", re.I),
     "copies": re.compile(r"copy|cat\b|clone|memcpy|memset|fill|zero_", re.I),
     "views, wrappers, allocations": re.compile(
@@ -48,7 +48,7 @@ def profile_patch(case: Case, contender: Callable, seed: int = 0) -> dict[str, S
     where = DeviceType.CUDA if cuda else DeviceType.CPU  # on a GPU, kernels
     shares = {kind: Share() for kind in KINDS}
     for row in profiler.key_averages():
-        if row.device_type == where and (cuda or row.key.startswith("aten::")):
+        if row.device_type == where and (cuda or row.key.startswith(("aten::", "mkldnn::"))):
             share = shares[next(kind for kind, names in KINDS.items() if names.search(row.key))]
             share.seconds += (row.self_device_time_total if cuda else row.self_cpu_time_total) / 1e6
             share.count += row.count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -48,9 +49,9 @@ def with_layers(config: Config, layers: int) -> Config:
     return replace(config, family=family, backbone=replace(config.backbone, num_layers=layers))
 
 
-def build(config: Config) -> Model:
+def build(config: Config, operations: ModuleType | type = nn) -> Model:
     """Build a model on the meta device, without weights."""
-    return (ImageNetModel if isinstance(config, ImageNetConfig) else BitDance)(config, device="meta")
+    return (ImageNetModel if isinstance(config, ImageNetConfig) else BitDance)(config, operations, device="meta")
 
 
 def tokenizer_of(config: Config) -> AutoencoderConfig:

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.meters import mark, seconds_between, wait
 from bitdance_core.model.class_model import ImageNetModel
+from bitdance_core.model.operations import operations_for
 from bitdance_core.model.text_model import BitDance
 from bitdance_core.model.tokenizer_config import AutoencoderConfig
 from bitdance_core.model.tokenizer_network import BinaryAutoencoder
@@ -69,11 +70,14 @@ def measure_bandwidth(device: torch.device, dtype: torch.dtype, buffer: int | No
     return matrix.nbytes / min(time_of(lambda: matrix @ vector, device), time_of(lambda: matrix.sum(), device))
 
 
+@torch.no_grad()
 def measure_matmul(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     side = side or SIDE.get(device.type, 2048)
     bound = side**-0.5  # random, because GPUs clock higher on equal numbers
     matrix = torch.empty(side, side, device=device, dtype=dtype).uniform_(-bound, bound)
-    return 2 * side**3 / time_of(lambda: matrix @ matrix, device)
+    layer = operations_for(device).Linear(side, side, bias=False, device=device, dtype=dtype)
+    layer.weight.copy_(matrix)
+    return 2 * side**3 / time_of(lambda: layer(matrix), device)
 
 
 def measure_to_device(device: torch.device) -> float:

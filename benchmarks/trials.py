@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.meters import PeakMemory, mark, seconds_between, wait
+from benchmarks.meters import Moment, PeakMemory, mark, seconds_between, wait
 from benchmarks.random_models import Model, fill_randomly, tokenizer_of
 from bitdance_core.errors import Cancelled
 from bitdance_core.model.class_config import ImageNetConfig
@@ -32,6 +33,11 @@ class Case:
     patches: int
     device: torch.device
     dtype: torch.dtype
+    in_cpu_time: bool = False
+
+    def mark(self) -> Moment:
+        """Record a moment: of the clock, or of the processor's time that this process took in all its threads."""
+        return time.process_time() if self.in_cpu_time else mark(self.device)
 
     @property
     def size(self) -> Size:
@@ -116,21 +122,21 @@ def time_run(case: Case, contender: Callable, generator: torch.Generator) -> Run
     device = case.device
 
     def cancel() -> bool:
-        marks[-1].append(mark(device))
+        marks[-1].append(case.mark())
         return len(marks) > case.patches and not case.is_whole
 
     def drawn(*_) -> None:
-        marks[-1].append(mark(device))
+        marks[-1].append(case.mark())
         marks.append([])
 
     wait(device)
     memory = PeakMemory(device)
-    begin = mark(device)
+    begin = case.mark()
     try:
         contender(case.request, generator, device, case.dtype, callback=drawn, cancel=cancel)
     except Cancelled:
         pass
-    end = mark(device)
+    end = case.mark()
     wait(device)
     patches = marks[: case.patches]
     begins = [begin, *(times[-1] for times in patches)]  # where the backbone begins, for each patch
@@ -157,9 +163,9 @@ def time_decoding(case: Case, size: Size, count: int) -> list[Decode]:
     decodes = []
     for _ in range(count + 1):
         wait(device)
-        memory, begin = PeakMemory(device), mark(device)
+        memory, begin = PeakMemory(device), case.mark()
         autoencoder.decode(bits)
-        end = mark(device)
+        end = case.mark()
         wait(device)
         decodes.append(Decode(seconds_between(begin, end), memory.before, memory.read()))
     return decodes[1:]

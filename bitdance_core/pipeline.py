@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .model.class_model import ImageNetModel
 from .model.class_names import class_numbers, parse_classes
 from .model.fields import Size
 from .model.graphs import Graphs
+from .model.operations import operations_for
 from .model.prompt import PromptTokenizer
 from .model.text_config import BitDanceConfig
 from .model.text_model import BitDance
@@ -29,7 +31,7 @@ from .sampling.editing import THRESHOLD, make_edit, region_map, token_mask
 from .sampling.flow import DEFAULT_SAMPLER
 from .sampling.generate import Callback, generate
 from .sampling.memory import check_request, decoding_bytes, refuse
-from .sampling.patch import HeadVelocity, compiled_velocity
+from .sampling.patch import HeadVelocity, compiled_velocity, head_velocity
 from .sampling.plan import Request
 from .sampling.settings import Sampling, option_names
 from .sampling.sizes import make_grid
@@ -167,6 +169,7 @@ class BitDancePipeline(Pipeline):
         cuda_graphs: bool = False,
         compile_head: bool = False,
         tokenizer: str | Path | None = None,
+        triton_kernels: bool = True,
     ) -> BitDancePipeline:
         """Load a model from a folder (official, diffusers, or with single files), a file, a set of files with their
         tokenizer.json, a hub id (downloaded unless `local_files_only`) or a built-in name.
@@ -174,15 +177,16 @@ class BitDancePipeline(Pipeline):
         `device` defaults to the GPU if there is one, `dtype` to bfloat16 on a GPU and float32 on the CPU. The embedding
         table stays on the CPU. `compile_head` compiles the head with torch.compile: worthwhile for many images; on a
         CPU it keeps a second copy of the head's weights. `cuda_graphs` captures a patch's flow and its reading; use it
-        if kernel launches dominate. `tokenizer`, a file or a folder, replaces the model's own binary tokenizer; its
-        tokens must have as many bits and pixels. Raises BitDanceError (a ValueError), which names the file and the
-        fault.
+        if kernel launches dominate. `triton_kernels` fuses the head's small operations on NVIDIA GPUs, if Triton is
+        installed. `attend=FlashAttention()` uses the package flash-attn. `tokenizer`, a file or a folder, replaces the
+        model's own binary tokenizer; its tokens must have as many bits and pixels. Raises BitDanceError (a ValueError),
+        which names the file and the fault.
         """
         device, dtype = devices.choose(device, dtype)
         devices.check_graphs(device, cuda_graphs)
         replacement = None if tokenizer is None else Path(tokenizer)
         checkpoint = read_text_checkpoint(locate(source, local_files_only=local_files_only), replacement)
-        return load_pipeline(checkpoint, device, dtype, attend, cuda_graphs, compile_head)
+        return load_pipeline(checkpoint, device, dtype, attend, cuda_graphs, compile_head, triton_kernels)
 
     @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
     def generate(
@@ -303,6 +307,7 @@ class ImageNetPipeline(Pipeline):
         attend: AttentionFn = attention,
         cuda_graphs: bool = False,
         compile_head: bool = False,
+        triton_kernels: bool = True,
     ) -> ImageNetPipeline:
         """Load a model from its file (.pt or .safetensors) and its binary tokenizer, by default the one in the file or
         beside it.
@@ -311,7 +316,7 @@ class ImageNetPipeline(Pipeline):
         """
         device, dtype = devices.choose(device, dtype)
         checkpoint = read_class_checkpoint(locate(path, files=None), None if tokenizer is None else Path(tokenizer))
-        return load_pipeline(checkpoint, device, dtype, attend, cuda_graphs, compile_head)
+        return load_pipeline(checkpoint, device, dtype, attend, cuda_graphs, compile_head, triton_kernels)
 
     @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
     def generate(
@@ -378,14 +383,17 @@ def load_pipeline(
     attend: AttentionFn = attention,
     cuda_graphs: bool = False,
     compile_head: bool = False,
+    triton_kernels: bool = True,
 ) -> Pipeline:
     """Load a recognised model of either kind; the arguments are those of `BitDancePipeline.from_pretrained`."""
     device, dtype = devices.choose(device, dtype)
     devices.check_graphs(device, cuda_graphs)
-    model, autoencoder = checkpoint.build(attend=attend), checkpoint.tokenizer.build()
+    model, autoencoder = checkpoint.build(operations_for(device), attend), checkpoint.tokenizer.build()
     parts = [*checkpoint.modules(model), (autoencoder, checkpoint.tokenizer.component)]
     load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
-    velocity = compiled_velocity(model.head, frozen=device.type == "cpu") if compile_head else None
+    velocity = None if triton_kernels else partial(head_velocity, model.head)
+    if compile_head:
+        velocity = compiled_velocity(model.head, frozen=device.type == "cpu")
     tokenizer = BinaryTokenizer(autoencoder, device, dtype)
     return PIPELINES[type(checkpoint)](model, tokenizer, checkpoint.prompts, cuda_graphs, velocity)
 

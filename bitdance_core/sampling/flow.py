@@ -140,9 +140,16 @@ def plan_noise(shape: tuple[int, int, int], draws: int, generator: torch.Generat
     return noise
 
 
+def remaining(t: float | Tensor) -> float | Tensor:
+    """Return 1 - t, bounded below, by which a prediction becomes a velocity. A number stays one: on a GPU a tensor of
+    the CPU would be made, bounded and passed at every evaluation.
+    """
+    return max(1 - t, MIN_REMAINING) if isinstance(t, float) else (1 - t).clamp_min(MIN_REMAINING)
+
+
 def velocity_from_x(x_pred: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
     """Return dx/dt of the straight path through x_t that ends in x_pred; t is a number, or broadcastable to both."""
-    return (x_pred - x_t) / torch.as_tensor(1 - t).clamp_min(MIN_REMAINING)
+    return (x_pred - x_t) / remaining(t)
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -154,8 +161,8 @@ def guided_velocity(x_pred: Tensor, x_t: Tensor, t: float | Tensor, guidance: fl
     """Return dx/dt at x_t [n, P, C] from n predictions, or from 2n (conditional, then unconditional) with guidance."""
     if len(x_pred) == len(x_t):
         return velocity_from_x(x_pred, x_t, t)
-    cond, uncond = x_pred.chunk(2)
-    return guide(velocity_from_x(cond, x_t, t), velocity_from_x(uncond, x_t, t), guidance)
+    cond, uncond = velocity_from_x(x_pred.unflatten(0, (2, -1)), x_t, t)
+    return guide(cond, uncond, guidance)
 
 
 @dataclass(frozen=True)

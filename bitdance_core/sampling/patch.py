@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from ..errors import BitDanceError, Cancel, check_cancelled
+from ..model import fused
+from ..model.fused import Affine, find_kernels, plain_affine
 from ..model.graphs import Graphs
 from ..model.head import DiffusionHead, steps_at_once
+from ..model.operations import OneDnnLinear
 from ..parts import HEAD
-from .flow import Known, Schedule, guided_velocity, integrate
+from .flow import Known, Schedule, guided_velocity, integrate, remaining
 from .plan import Step
 
 # x_t [n, P, C], modulations [B, P, k, W] (B = n, or 2n with guidance), t, guidance -> dx/dt [n, P, C], float32
@@ -30,6 +33,24 @@ def head_velocity(
     return guided_velocity(x_pred.float(), x_t, t, guidance)
 
 
+def fused_velocity(
+    head: DiffusionHead, device: torch.device | str, dtype: torch.dtype, affine: Affine = plain_affine
+) -> HeadVelocity | None:
+    """`head_velocity` with Triton's kernels, or None where they are not to be had (see `find_kernels`).
+
+    `affine` is for hosts whose norms are no plain layers.
+    """
+    kernels = find_kernels(torch.device(device), dtype, head.config.width)
+    if kernels is None:
+        return None
+
+    def velocity(x_t: Tensor, modulations: Sequence[Tensor], t: float, guidance: float | Tensor) -> Tensor:
+        x = fused.predict(head, kernels, x_t.to(dtype), modulations, affine)
+        return kernels.guided_velocity(x, x_t, remaining(t), guidance, head.config.squashes)
+
+    return velocity
+
+
 def compiled_velocity(head: DiffusionHead, frozen: bool = False, **options: Any) -> HeadVelocity:
     """Compile `head_velocity` with torch.compile, which takes the options: norms, modulations, gates and guidance
     become few kernels. The first image of a shape waits for the compiler.
@@ -41,10 +62,14 @@ def compiled_velocity(head: DiffusionHead, frozen: bool = False, **options: Any)
         from torch._inductor import config  # slow to import
 
         program = config.patch(freezing=True, cpp_wrapper=True)(program)
+    by_onednn = frozen and isinstance(head.input_proj, OneDnnLinear)
 
     def velocity(x_t: Tensor, modulations: Sequence[Tensor], *numbers: float | Tensor) -> Tensor:
         # a Python number would be a constant of the program, and every other value would compile it again
         tensors = [n if isinstance(n, Tensor) else torch.full((), n, device=x_t.device) for n in numbers]
+        if by_onednn:  # where the compiler does not know how many rows matrices meet; else it packs them for MKL
+            for tensor in (x_t, *modulations):
+                torch._dynamo.maybe_mark_dynamic(tensor, 1)
         return program(x_t, modulations, *tensors)
 
     return velocity
@@ -64,7 +89,7 @@ class PatchSampler:
     ) -> None:
         self.head, self.device, self.dtype = head, device, dtype
         self.cancel, self.graphs = cancel, graphs
-        self.velocity = velocity or partial(head_velocity, head)
+        self.velocity = velocity or fused_velocity(head, device, dtype) or partial(head_velocity, head)
         self._times: tuple[float, ...] = ()
         self._time: Tensor | None = None
         self._finite: Tensor | None = None

@@ -66,6 +66,7 @@ def test_a_patch_is_profiled(capsys):
         ("builtin", ["--sampler", "heun", "--guidance", "1", "--no-decode"], 4, 7, []),
         ("builtin", ["--patches", "9", "--batch", "2", "--decode-side", "16"], 4, 4, ["decode, 16x16"]),
         ("imagenet-b-16x", ["--no-decode"], 16, 4, []),
+        ("builtin", ["--no-decode", "--cpu-time"], 4, 4, []),
     ],
 )
 def test_a_run_is_measured(name, settings, patches, evaluations, rows, capsys, tmp_path, monkeypatch):
