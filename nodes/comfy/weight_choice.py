@@ -8,17 +8,18 @@ from ...bitdance_core.checkpoints.quantization import FORMATS
 from ...bitdance_core.errors import format_bytes
 
 RESERVE = 1.5e9  # bytes that the desktop and ComfyUI use
-INT8_SINCE = (7, 5)  # compute capability: RTX 20
-BUILD = "a PyTorch built for CUDA 13"  # without it ComfyUI's kernels for int8 and 4 bits are off
-NEEDS_BUILD = f"it is fast with {BUILD} only, this one is not"
+INT8_SINCE = (7, 5)  # compute capability of RTX 20
+W4A8_SINCE = (8, 0)  # of RTX 30
+# without it ComfyUI turns its kernels for int8 and 4 bits off
+NEEDS_BUILD = "it is fast only with a PyTorch built for CUDA 13, which this one is not"
 
 
 @dataclass(frozen=True)
 class Device:
     """What a device computes in: `kind` is PyTorch's device type, or "rocm" for an AMD card.
 
-    `native` are the quantized float formats that it multiplies, `casts` is True if it computes 16-bit weights in
-    float32, `kernels` if ComfyUI's CUDA kernels run.
+    `native` are the quantized float formats that it multiplies; `casts` is True if it computes 16-bit weights in
+    float32, `kernels` if ComfyUI has kernels of its own for products of integers here.
     """
 
     kind: str
@@ -31,7 +32,7 @@ class Device:
 
     @property
     def has_int8(self) -> bool:
-        return self.kind == "cuda" and self.capability >= INT8_SINCE
+        return self.kernels or self.kind == "cuda" and self.capability >= INT8_SINCE
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ def _hint(device: Device, contents: Contents, known: frozenset[str]) -> str:
 
 def doubts(device: Device, option: str) -> str | None:
     """Return what a user should know of an option chosen for this device, or None; the option stays."""
-    format = {"fp8_e4m3fn": "float8_e4m3fn", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}.get(option)
-    if device.kind not in ("cuda", "rocm"):
+    format = next((format for format in FORMATS.values() if format.option == option), None)
+    if format is None or device.kind not in ("cuda", "rocm"):
         return None
-    if format is not None and format not in device.native:
-        return f"this card has no matrix units for {format}: it saves memory, but takes time at every step"
-    if option in ("int8", "convrot_w4a4", "asym_w4a8_int8") and not (device.has_int8 and device.kernels):
-        return f"it saves memory; {NEEDS_BUILD}" if device.has_int8 else "this card has no kernels for it: it is slow"
-    return None
+    if format.stored != "I8":
+        emulated = f"this card has no matrix units for {format.name}: it saves memory, but takes time at every step"
+        return None if format.name in device.native else emulated
+    if not device.has_int8 or option == "asym_w4a8_int8" and device.kind == "cuda" and device.capability < W4A8_SINCE:
+        return "ComfyUI has no kernels for it on this card: it saves memory, but takes time at every step"
+    return None if device.kernels else f"it saves memory; {NEEDS_BUILD}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import comfy.model_management as mm
+import comfy.quant_ops
 import torch
 
 from ...bitdance_core.checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
@@ -60,7 +61,20 @@ def device_of(device: torch.device) -> Device:
         frozenset(name for name, supports in asked.items() if device.type == "cuda" and supports(device)),
         has_float8(device),
         not mm.should_use_bf16(device),
-        bool(torch.version.cuda) and int(torch.version.cuda.partition(".")[0]) >= 13,
+        kind in ("cuda", "rocm") and _has_kernels(),
+    )
+
+
+def _has_kernels() -> bool:
+    """Return whether comfy_kitchen has kernels of its own for products of integers; ComfyUI turns some off."""
+    kitchen = getattr(comfy.quant_ops, "ck", None)
+    backends = kitchen.registry.list_backends() if kitchen else {}
+    return any(
+        name != "eager"
+        and backend["available"]
+        and not backend["disabled"]
+        and "int8_linear" in backend["capabilities"]
+        for name, backend in backends.items()
     )
 
 
