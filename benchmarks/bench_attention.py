@@ -3,8 +3,8 @@
 python -m benchmarks.bench_attention                    # of BitDance-14B-64x
 python -m benchmarks.bench_attention --random builtin --batch 4
 
-The column `attention` is the core's function, which calls the package flash-attn if that is installed and supports the
-tensors, else PyTorch. The other columns are PyTorch's kernels and flash-attn. A dash: the kernel refuses the tensors.
+The column `attention` is the core's function, which leaves the choice to PyTorch (without cuDNN, as while drawing). The
+other columns are PyTorch's kernels and, if it is installed, flash-attn. A dash: the kernel refuses the tensors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 from bitdance_core.devices import COMPUTE_DTYPES
@@ -30,7 +29,8 @@ from benchmarks import hardware, roofline
 from benchmarks.bench import at_least
 from benchmarks.random_models import CONFIGS, make_grid
 from bitdance_core import devices
-from bitdance_core.model.attention import attention, flash_attn_func
+from bitdance_core.errors import BitDanceError
+from bitdance_core.model.attention import FlashAttention, attention, without_cudnn_attention
 
 CALLS = 100  # per measurement, sequential, as the head calls it
 BRANCHES = 2  # with guidance
@@ -87,15 +87,18 @@ def kernels_of(device: torch.device) -> dict[str, tuple[Kernel, SDPBackend | Non
         backends += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
     kernels = {"`attention`": (partial(attention, mask=None), None)}
     kernels |= {backend.name.lower(): (pytorch, backend) for backend in backends}
-    return kernels | ({"package flash-attn": (flash, None)} if flash_attn_func is not None else {})
+    try:
+        return kernels | {"package flash-attn": (partial(flash, FlashAttention().kernel), None)}
+    except BitDanceError:  # not installed
+        return kernels
 
 
 def pytorch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+def flash(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
 def time_text(kernel: Kernel, backend: SDPBackend | None, tensors: Sequence[Tensor], device: torch.device) -> str:
@@ -104,7 +107,7 @@ def time_text(kernel: Kernel, backend: SDPBackend | None, tensors: Sequence[Tens
             kernel(*tensors)
 
     try:
-        with nullcontext() if backend is None else sdpa_kernel(backend):
+        with without_cudnn_attention() if backend is None else sdpa_kernel(backend):
             return f"{1e6 * roofline.time_of(calls, device) / CALLS:.1f}"
     except RuntimeError:  # PyTorch's "No available kernel", flash-attn's checks
         return "-"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import AttentionFn, attention
+from .attention import AttentionFn, additive_mask, attention
 from .kv_cache import KVCache
 from .rope import rotate_halves, sequence_rope_tables
 from .text_config import BackboneConfig
@@ -100,6 +100,8 @@ class Backbone(nn.Module):
         bool, broadcastable to [B, H, T, past + T], True = attend; None = the whole past and block, in both directions.
         """
         rope = sequence_rope_tables(positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype)
+        if mask is not None:
+            mask = additive_mask(mask, self.config.num_heads // self.config.num_kv_heads, embeddings.dtype)
         x = embeddings
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, mask, cache, index)

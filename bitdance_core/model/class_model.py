@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from .attention import AttentionFn, attention
+from .attention import AttentionFn, additive_mask, attention
 from .blocks import NORM_EPS, Block, Rope, SwiGLU, all_rows, rope_tables
 from .class_config import ImageNetConfig
 from .grid import Grid
@@ -63,6 +63,8 @@ class ImageNetModel(nn.Module):
         """Final hidden states [B, T, D] of embeddings [B, T, D]; rope of their coordinates, mask and cache as for
         `Backbone`.
         """
+        if mask is not None:
+            mask = additive_mask(mask, 1, embeddings.dtype)
         x = self.emb_norm(embeddings)
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, mask, cache, index)

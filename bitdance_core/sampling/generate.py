@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Cancel, check_cancelled
+from ..model.attention import without_cudnn_attention
 from ..model.binarize import binarize
 from ..model.class_model import ImageNetModel
 from ..model.graphs import Graphs
@@ -22,6 +23,7 @@ from .plan import Request
 Callback = Callable[[int, int, Tensor], None]
 
 
+@without_cudnn_attention()
 def generate(
     model: BitDance | ImageNetModel,
     request: Request,
@@ -36,7 +38,7 @@ def generate(
     """Draw a request's bits [n, C, h, w] in {-1, +1}, float32.
 
     Noise is drawn on the generator's device. Kept patches cost no head evaluation, and those between two drawn ones are
-    read in one pass. With `graphs`, a patch's flow is one CUDA graph and its reading another; `velocity` replaces the
+    read in few passes. With `graphs`, a patch's flow is one CUDA graph and its reading another; `velocity` replaces the
     head's (see `compiled_velocity`). Raises BitDanceError where numbers overflow, Cancelled where `cancel` asks for it.
     """
     grid, channels, n = request.grid, model.config.head.bits, request.num_images
@@ -54,9 +56,9 @@ def generate(
         noise = source.draw(shape, step.noise_draws, pin)
         if step.is_kept:
             continue
-        if read < step.patch:
+        for first, last in request.passes(read, step.patch):
             check_cancelled(cancel)
-            hidden, read = reader.read(canvas.between(read, step.patch).to(dtype), read, graphs), step.patch
+            hidden, read = reader.read(canvas.between(first, last).to(dtype), first, graphs), last
         cond = canvas.follow(hidden, step.patch) + reader.positions[step.patch]
         canvas.put(step.patch, binarize(sample(step, noise, cond, canvas.known(step))))
         if callback is not None:

@@ -46,11 +46,11 @@ def drawing_bytes(
     # class-conditional model's narrower layers, the embeddings of all that an edit reads at once count too
     streams, widths = 5 if packed and longest_read > 1 else 3, 4 if packed else 3
     thinking = max(widths * backbone.intermediate_size, 5 * queries) * tokens * size
-    # prefill looks through a mask, of which attention makes numbers, once for each group of heads
+    # a pass looks through a mask: of truth values, and of numbers for each group of heads
     keys = capacity if longest_read > 1 else length
     mask = (rows if len(set(branch_lengths)) > 1 else 1) * longest * keys
-    looking = 3 * queries * tokens * size + mask * (1 + size) * (backbone.num_heads // backbone.num_kv_heads)
-    layer = streams * width * tokens * size + mask + max(looking, thinking)
+    mask *= 1 + size * (backbone.num_heads // backbone.num_kv_heads)
+    layer = streams * width * tokens * size + mask + max(3 * queries * tokens * size, thinking)
     # modulations of several steps, and what they are made of; the residual stream with its norm, SwiGLU's two widths
     at_once = min(steps + 1, steps_at_once(head, rows, P, size))
     modulations = at_once * (head.num_modulations * head.modulations + 2 + 1)
@@ -78,7 +78,7 @@ def _counts(config: BitDanceConfig | ImageNetConfig, request: Request) -> dict[s
         "branch_lengths": [config.prompt_length(branch) for branch in request.branches],
         "num_images": request.num_images,
         "steps": int(max(sampling.steps, sampling.last_steps or 0)),  # NumPy's small integers overflow
-        "longest_read": 1 if edit is None else edit.longest_read(request.grid),
+        "longest_read": 1 if edit is None else min(edit.longest_read(request.grid), request.patches_at_once),
     }
 
 

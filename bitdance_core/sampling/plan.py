@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from ..model.grid import Grid
 from .editing import Edit
 from .flow import Schedule
 from .settings import Sampling
+
+# of all rows, read in one pass: more would keep no device busier, but take more memory than all else
+READ_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,15 @@ class Request:
         """Count the conditional branches."""
         return len(self.branches) - (self.sampling.branches - 1)
 
+    @property
+    def patches_at_once(self) -> int:
+        """Count the patches that are read in one pass at most."""
+        return max(1, READ_TOKENS // (len(self.branches) * self.num_images * self.grid.tokens_per_patch))
+
+    def passes(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Divide patches first to last - 1 into passes, each from its first patch to before its last."""
+        return pairwise([*range(first, last, self.patches_at_once), last])
+
     def size(self, downscale: int) -> Size:
         """Return (height, width) in pixels."""
         return self.grid.height * downscale, self.grid.width * downscale
@@ -84,8 +97,9 @@ class Request:
     def evaluations(self) -> int:
         """Count the network evaluations, before each of which `generate` calls `cancel`.
 
-        They are the head's, for each drawn patch, and the backbone's: the prompt, and each drawn patch but the first.
+        They are the head's, for each drawn patch, and the backbone's: the prompt, and what lies between drawn patches.
         """
         drawn = [step for step in self.steps if not step.is_kept]
-        reads = len(drawn) + bool(drawn and self.steps[0].is_kept)
-        return sum(step.schedule.evaluations for step in drawn) + reads
+        between = pairwise([0, *(step.patch for step in drawn)])
+        reads = sum(1 for first, last in between for _ in self.passes(first, last))
+        return sum(step.schedule.evaluations for step in drawn) + bool(drawn) + reads
