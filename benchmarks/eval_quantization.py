@@ -55,6 +55,7 @@ def main() -> None:
         "--prompts", type=int, default=6, help="pictures to redraw for the agreement (default: %(default)s)"
     )
     parser.add_argument("--meaning", type=int, default=20, help="pictures to draw and recognise (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="COLUMN", help='titles, such as "fp8_e4m3fn, inputs too"')
     args = parser.parse_args()
     import_pack(ensure_comfyui())
     quantize = importlib.import_module("pack.nodes.comfy.quantize")
@@ -62,12 +63,13 @@ def main() -> None:
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
     columns = [(choice, "") for choice in quantize.choices()]
     columns += [("fp8_e4m3fn", INPUTS), *((choice, WEIGHTS) for choice, _ in columns if "w4a" in choice)]
+    columns = [column for column in columns if not args.only or title(column) in args.only]
     rng = np.random.default_rng(0)
     pictures = [random_picture(rng) for _ in range(max(args.prompts, args.meaning))]
     before = [pipe.generate(p.prompt, seed=seed).bits for seed, p in enumerate(pictures[: args.prompts])]
     print(hardware.describe())
     print(f"| bits of {args.prompts} pictures that agree | parameters |", end="")
-    print("".join(f" {', '.join(filter(None, column))} |" for column in columns))
+    print("".join(f" {title(column)} |" for column in columns))
     print("| --- " * (2 + len(columns)) + "|", flush=True)
     groups = {name: re.compile(pattern).fullmatch for name, pattern in GROUPS.items()}
     together = {"**layers: quantized by default**": LAYERS.fullmatch, "every matrix": lambda _: True}
@@ -79,6 +81,10 @@ def main() -> None:
         if name in together:
             cells = [f"{meaning(model, pictures[: args.meaning])} of {args.meaning}" for model in models]
             print(f"| - pictures that show all four words | | {' | '.join(cells)} |", flush=True)
+
+
+def title(column: tuple[str, str]) -> str:
+    return ", ".join(filter(None, column))
 
 
 def matrices(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -90,6 +90,6 @@ def pack_module(comfyui):
 def pack(pack_module):
     """The modules between the nodes and ComfyUI, and the loaders."""
     names = ["model", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs", "saving", "run", "clip"]
-    names += ["float8", "weight_choice", "weight_facts"]
+    names += ["attention", "float8", "weight_choice", "weight_facts"]
     modules = {name: importlib.import_module(f"pack.nodes.comfy.{name}") for name in names}
     return SimpleNamespace(**modules, loaders=importlib.import_module("pack.nodes.loaders"))

@@ -12,6 +12,7 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
+from comfy.cli_args import args
 from torch import Tensor, nn
 
 from ...bitdance_core.checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
@@ -20,6 +21,7 @@ from ...bitdance_core.model.class_model import ImageNetModel
 from ...bitdance_core.model.prompt import PromptTokenizer
 from ...bitdance_core.model.text_config import AutoencoderConfig
 from ...bitdance_core.model.text_model import BitDance
+from .attention import attention_of
 from .patcher import EMBEDDING_KEY, HEAD_KEYS, patched_once, with_two_parts
 from .previews import BitsFormat
 from .saving import whole_model
@@ -160,7 +162,7 @@ def build_model(
     weights = dict(weights)
     precision = choose_precision(weights, WEIGHT_DTYPES[weight_dtype])
     devices = mm.get_torch_device(), mm.unet_offload_device()
-    model = checkpoint.build(precision.operations, device=devices[1], dtype=precision.storage)
+    model = checkpoint.build(precision.operations, attention_of(args), device=devices[1], dtype=precision.storage)
     embedding = weights.pop("backbone.embed_tokens.weight", None)
     hosts = (
         BitDanceHead(model, precision),
