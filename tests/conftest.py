@@ -93,3 +93,11 @@ def pack(pack_module):
     names += ["attention", "float8", "weight_choice", "weight_facts"]
     modules = {name: importlib.import_module(f"pack.nodes.comfy.{name}") for name in names}
     return SimpleNamespace(**modules, loaders=importlib.import_module("pack.nodes.loaders"))
+
+
+@pytest.fixture
+def fp8_card(monkeypatch):
+    """ComfyUI takes the CPU for a card with fp8 matrix units: its own --supports-fp8-compute."""
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(mm, "SUPPORT_FP8_OPS", True)

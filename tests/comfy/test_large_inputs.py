@@ -61,14 +61,6 @@ def expected(pipe):
 
 
 @pytest.fixture
-def fp8_card(monkeypatch):
-    """ComfyUI's own --supports-fp8-compute."""
-    import comfy.model_management as mm
-
-    monkeypatch.setattr(mm, "SUPPORT_FP8_OPS", True)
-
-
-@pytest.fixture
 def load(pack, pipe, folders):
     """Load an enlarged model with the nodes' code; returns a pipeline of the core around its network."""
 
@@ -152,33 +144,3 @@ def test_blocks_have_scales_of_their_own(pack, format):
     x = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     plain, large = (QuantizedTensor.from_float(factor * x, layout, scale=None).dequantize() for factor in (1, LARGE))
     assert large.equal(LARGE * plain) and (plain - x).norm() < 0.15 * x.norm()
-
-
-def test_inputs_of_zeros_and_a_files_own_scale(pack, fp8_card):
-    layer = layer_of(pack, "float8_e4m3fn", bias=False)
-    assert layer(torch.zeros(3, 32)).eq(0).all()
-    assert "input_scale" not in vars(layer) and "input_scale" not in layer.state_dict()
-    layer.register_parameter("input_scale", torch.nn.Parameter(torch.tensor(2.0), requires_grad=False))
-    assert not pack.float8.scales_inputs(layer)
-    layer(torch.ones(3, 32))
-    assert layer.input_scale == 2.0
-
-
-def test_fp8_e5m2_is_multiplied_in_full_precision(pack, fp8_card):
-    """No card multiplies two matrices of this type: ComfyUI would quantize the inputs, warn and dequantize both."""
-    layer = layer_of(pack, "float8_e5m2", bias=True)
-    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(1))
-    assert layer(x).equal(torch.nn.functional.linear(x, layer.weight.dequantize(), layer.bias))
-
-
-def layer_of(pack, format: str, bias: bool):
-    """One of ComfyUI's layers as the nodes load it, [64, 32] in float32."""
-    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-
-    operations = pack.weights.Precision(torch.float32, None, quantized=True).operations
-    layer = operations.Linear(32, 64, bias=bias, device="cpu", dtype=torch.float32)
-    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    quantized = QuantizedTensor.from_float(weight, QUANT_ALGOS[format]["comfy_tensor_layout"], scale="recalculate")
-    tensors = quantized.state_dict("weight") | {"comfy_quant": pack.quantize.note(format, {})}
-    layer.load_state_dict(tensors | ({"bias": torch.randn(64)} if bias else {}))
-    return layer

@@ -1,11 +1,14 @@
 """Weights quantized while they are loaded, in ComfyUI's own layers, in this process and in a real server."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import golden
+from benchmarks import eval_quantization
 from bitdance_core import BitDancePipeline
 from bitdance_core.checkpoints.checkpoint import read_checkpoint
 from bitdance_core.checkpoints.convert import convert
@@ -17,6 +20,7 @@ from bitdance_core.sampling.plan import Request
 from bitdance_core.sampling.settings import Sampling
 from graphs import PROMPT, Graph, means, show
 from graphs import draw as draw_bits
+from paths import ROOT
 from peak_memory import PeakMemory
 
 CHOICES = ("fp8_e4m3fn", "int8", "mxfp8", "nvfp4", "convrot_w4a4")
@@ -159,3 +163,18 @@ def test_in_a_real_graph(run, choice):
     show(graph, loader, draw_bits(graph, loader))
     (image,) = run(graph)
     assert means(image)
+
+
+def test_the_evaluations_models_and_columns(pack):
+    """benchmarks/eval_quantization.py, as a command and by what its columns say."""
+    command = [sys.executable, "-m", "benchmarks.eval_quantization", "--help"]
+    assert "inputs too" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
+    functions = pack.quantize.quantize, pack.float8.with_input_scales, LAYERS.fullmatch
+    weights, products = (
+        eval_quantization.quantized(pipe, *functions, "convrot_w4a4", how).model.backbone.layers[0].mlp.down_proj
+        for how in (eval_quantization.WEIGHTS, "")
+    )
+    x = torch.randn(3, 448, generator=torch.Generator().manual_seed(0))
+    assert weights(x).equal(torch.nn.functional.linear(x, products.weight.dequantize()))
+    assert not weights(x).equal(products(x)), "inputs are quantized"
