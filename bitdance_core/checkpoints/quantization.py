@@ -37,11 +37,6 @@ class Format:
         """Whether the weight is an 8-bit float times a scale; a plain cast to such a type is one without a scale."""
         return self.scaled and self.stored.startswith("F8")
 
-    @property
-    def needs_float8(self) -> bool:
-        """Whether weight or scales are 8-bit floats, which a Mac's GPU does not have."""
-        return self.stored.startswith("F8") or self.name in ("nvfp4", "asym_w4a8_int8")
-
 
 _ALL = (
     Format("float8_e4m3fn", "F8_E4M3", scaled=True, precision="fp8_e4m3fn", option="fp8_e4m3fn",

@@ -25,22 +25,21 @@ COPIES = {"fp8_e4m3fn": 3, "int8": 3, "mxfp8": 6, "nvfp4": 9, "convrot_w4a4": 5,
 
 
 def choices(device: torch.device | None = None) -> list[str]:
-    """List the options that this ComfyUI has layers for, and a device numbers for (default: the compute device).
+    """List the options that this ComfyUI has layers for on a device, by default the one to compute on.
 
     None if comfy_kitchen is not installed.
     """
-    if not hasattr(comfy.quant_ops.QuantizedTensor, "from_float"):
-        return []
     device = mm.get_torch_device() if device is None else device
-    return [
-        option
-        for option, format in CHOICES.items()
-        if format.name in comfy.quant_ops.QUANT_ALGOS and (has_float8(device) or not format.needs_float8)
-    ]
+    if not hasattr(comfy.quant_ops.QuantizedTensor, "from_float") or not has_quantized(device):
+        return []
+    return [option for option, format in CHOICES.items() if format.name in comfy.quant_ops.QUANT_ALGOS]
 
 
-def has_float8(device: torch.device) -> bool:
-    """Return whether a device has 8-bit floats at all: a Mac's GPU has none."""
+def has_quantized(device: torch.device) -> bool:
+    """Return whether a device computes with quantized weights at all.
+
+    A Mac's GPU has no 8-bit floats, and PyTorch up to 2.13 no product of 8-bit integers for it; DirectML has neither.
+    """
     return mm.supports_cast(device, torch.float8_e4m3fn)
 
 

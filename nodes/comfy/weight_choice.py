@@ -26,7 +26,7 @@ class Device:
     memory: int
     capability: tuple[int, int] | None = None
     native: frozenset[str] = frozenset()
-    has_float8: bool = True
+    has_quantized: bool = True
     casts: bool = False
     kernels: bool = False
 
@@ -62,8 +62,8 @@ class Choice:
 
 def choose(device: Device, contents: Contents, known: frozenset[str]) -> Choice:
     """Choose an entry of WEIGHT_DTYPES; `known` are the options that ComfyUI has layers for."""
-    if not device.has_float8 and any(FORMATS[name].needs_float8 for name in contents.formats):
-        return Choice("default", f"{device.kind} has no 8-bit floats: those of the files become 16 or 32 bits")
+    if not device.has_quantized and contents.formats:
+        return Choice("default", f"the device {device.kind} computes in 16 and 32 bits only, which the files' become")
     if device.kind not in ("cuda", "rocm"):
         return Choice("default", f"the types in the files suit the device {device.kind}")
     is_integer = contents.formats and all(FORMATS[name].stored == "I8" for name in contents.formats)
@@ -108,7 +108,12 @@ def _hint(device: Device, contents: Contents, known: frozenset[str]) -> str:
 def doubts(device: Device, option: str) -> str | None:
     """Return what a user should know of an option chosen for this device, or None; the option stays."""
     format = next((format for format in FORMATS.values() if format.option == option), None)
-    if format is None or device.kind not in ("cuda", "rocm"):
+    if device.kind not in ("cuda", "rocm"):
+        return None
+    if option == "bf16" and device.casts:
+        better = "; int8 is multiplied as it is" if device.has_int8 else ""
+        return f"this card computes in float32, and casts every weight at every use{better}"
+    if format is None:
         return None
     if format.stored != "I8":
         emulated = f"this card has no matrix units for {format.name}: it saves memory, but takes time at every step"

@@ -14,7 +14,7 @@ from ...bitdance_core.checkpoints.tensor_names import TensorInfo
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.grid import Grid
 from ...bitdance_core.sampling.memory import drawing_bytes
-from .quantize import choices, has_float8
+from .quantize import choices, has_quantized
 from .weight_choice import Contents, Device, choose, doubts
 from .weights import OPTIONS
 
@@ -59,7 +59,7 @@ def device_of(device: torch.device) -> Device:
         mm.get_total_memory(device),
         capability,
         frozenset(name for name, supports in asked.items() if device.type == "cuda" and supports(device)),
-        has_float8(device),
+        has_quantized(device),
         not mm.should_use_bf16(device),
         kind in ("cuda", "rocm") and _has_kernels(),
     )

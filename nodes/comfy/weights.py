@@ -23,7 +23,7 @@ from ...bitdance_core.checkpoints.tensor_names import Component, Quantization, T
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.parts import HEAD
 from .float8 import with_input_scales
-from .quantize import CHOICES, NOTE, choices, has_float8, make_room, note, quantize
+from .quantize import CHOICES, NOTE, choices, has_quantized, make_room, note, quantize
 
 SUPPORTED = [torch.bfloat16, torch.float32]  # the head's activations exceed float16's range
 
@@ -196,13 +196,13 @@ def can_run(quantization: Quantization) -> bool:
 
 
 def stays_quantized(info: TensorInfo, layer: nn.Module, device: torch.device) -> bool:
-    """Return whether a weight can stay quantized: in ComfyUI's Linear, on a device that has the format's numbers, and
+    """Return whether a weight can stay quantized: in ComfyUI's Linear, on a device that computes with such weights, and
     for 8-bit floats with a single scale.
     """
     scale, format = info.quantization.beside.get("weight_scale"), FORMATS[info.quantization.format]
     single = scale is None or all(n == 1 for n in scale.shape)
-    known = has_float8(device) or not format.needs_float8
-    return isinstance(layer, nn.Linear) and len(info.shape) == 2 and (single or not format.is_float8) and known
+    fits = isinstance(layer, nn.Linear) and len(info.shape) == 2 and (single or not format.is_float8)
+    return fits and has_quantized(device)
 
 
 def _quantized(name: str, info: TensorInfo, stored: Tensor, beside: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def card(pack):
         "RX 7700 XT": other("rocm", 12 * GIB),
         "RX 9060 XT": other("rocm", 16 * GIB, kernels=True),
         "RX 6800": other("rocm", 16 * GIB, casts=True),
-        "Mac": other("mps", 64 * GIB, has_float8=False),
+        "Mac": other("mps", 64 * GIB, has_quantized=False),
         "CPU": other("cpu", 64 * GIB, casts=True),
     }
     return cards.__getitem__
@@ -61,9 +61,9 @@ TABLE = [
     ("CPU", FP8, "default", "suit"),
     ("CPU", None, "default", "suit"),
     ("Mac", None, "default", "suit"),
-    ("Mac", FP8, "default", "no 8-bit floats"),
-    ("Mac", "nvfp4", "default", "no 8-bit floats"),
-    ("Mac", "int8_tensorwise", "default", "suit"),
+    ("Mac", FP8, "default", "16 and 32 bits only"),
+    ("Mac", "nvfp4", "default", "16 and 32 bits only"),
+    ("Mac", "int8_tensorwise", "default", "16 and 32 bits only"),
     ("GTX 1080", None, "default", "slow"),
     ("GTX 1080", FP8, "default", "no matrix units"),
     ("RTX 2080 Ti", None, "int8", "float32"),
@@ -134,7 +134,9 @@ def test_only_what_comfyui_has_layers_for(pack, card, files):
         ("RX 7900 XTX", "int8", "time"),
         ("RX 9060 XT", "int8", None),
         ("CPU", "int8", None),
-        ("RTX 2080 Ti", "bf16", None),
+        ("RTX 2080 Ti", "bf16", "int8"),
+        ("GTX 1080", "bf16", "float32"),
+        ("RTX 3060", "bf16", None),
     ],
 )
 def test_doubts_about_a_users_choice(pack, card, name, option, word):

@@ -65,17 +65,16 @@ def test_the_loaders_offer_what_this_comfyui_computes_in(pack):
     assert set(pack.weights.OPTIONS) - {"auto"} < set(pack.weights.WEIGHT_DTYPES)
 
 
-def test_a_mac_has_no_float8(pack, tmp_path):
-    """Neither as a choice nor of a file, where fp8 becomes numbers; integers stay."""
+def test_a_mac_has_numbers_only(pack, tmp_path):
+    """No choice is quantized, and what files have quantized becomes numbers, in every format."""
     mac = torch.device("mps")
-    assert pack.quantize.choices(mac) == ["int8", "convrot_w4a4"]
+    assert pack.quantize.choices(mac) == []
     (file,) = convert(golden.DATA / "t2i_p16", tmp_path / "fp8.safetensors", "single", "fp8_e4m3fn")
     (info, *_) = (i for i in read_checkpoint(file).parts["head"].tensors.values() if i.quantization)
-    layer = torch.nn.Linear(1, 1)
-    assert pack.weights.stays_quantized(info, layer, torch.device("cpu"))
-    assert not pack.weights.stays_quantized(info, layer, mac)
-    integers = dataclasses.replace(info, quantization=dataclasses.replace(info.quantization, format="int8_tensorwise"))
-    assert pack.weights.stays_quantized(integers, layer, mac)
+    for format in ("float8_e4m3fn", "int8_tensorwise", "nvfp4"):
+        info = dataclasses.replace(info, quantization=dataclasses.replace(info.quantization, format=format))
+        assert pack.weights.stays_quantized(info, torch.nn.Linear(1, 1), torch.device("cpu"))
+        assert not pack.weights.stays_quantized(info, torch.nn.Linear(1, 1), mac)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
