@@ -174,8 +174,14 @@ def _numbers(info: TensorInfo, stored: Tensor, beside: dict[str, Tensor], dtype:
         return scaled(stored, beside.get("weight_scale"), dtype).reshape(info.shape)
     rows, columns = info.shape  # in a format that only ComfyUI's Linear reads
     layer = comfy.ops.mixed_precision_ops({}, dtype).Linear(columns, rows, bias=False, device="cpu", dtype=dtype)
-    layer.load_state_dict(_quantized("weight", info, stored, beside))
-    weight = layer.weight.dequantize()
+    try:
+        layer.load_state_dict(_quantized("weight", info, stored, beside))
+        weight = layer.weight.dequantize()
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise BitDanceError(
+            f"{info.file}: {info.key} is {info.quantization.format}, of which ComfyUI makes no numbers ({error}); set "
+            "weight_dtype to default"
+        ) from error
     scale = getattr(layer, "pre_quant_scale", None)  # of the inputs, by columns
     return weight if scale is None else (weight * scale).to(dtype)
 

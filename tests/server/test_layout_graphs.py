@@ -205,6 +205,10 @@ def test_a_format_that_only_linear_layers_compute_in_is_kept_or_undone_by_one(pa
         else:
             assert type(layer.weight) is torch.nn.Parameter and layer.weight.dtype == pack.weights.WEIGHT_DTYPES[dtype]
             torch.testing.assert_close(layer.weight.float(), weight.dequantize().float(), rtol=1e-2, atol=1e-3)
+    del beside[name + "_scale"]  # a file that ComfyUI cannot read
+    save_file(tensors | {key: tensor.contiguous() for key, tensor in beside.items()}, files[2])
+    with pytest.raises(ValueError, match="wqkv.weight is nvfp4, .* set weight_dtype to default"):
+        pack.loaders.load(tuple(files), "bf16")
 
 
 @pytest.mark.parametrize("rows", [False, True])
