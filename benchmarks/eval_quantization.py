@@ -4,6 +4,10 @@ python -m benchmarks.eval_quantization --prompts 6
 
 Agreement: redraw each patch of a picture alone, from the same noise, and count the bits that do not change. So the
 error of one patch does not change the input of the next.
+
+Inputs stay numbers, as on a card without matrix units for the format, except where a column says `inputs too`, and of
+int8 and the 4-bit integers, whose inputs ComfyUI always quantizes; their columns `weights only` show how much of the
+change that is.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from bitdance_core.checkpoints.load import LAYERS
 from builtin.pictures import Picture, random_picture, read
 from scripts.in_process import import_pack
 
+INPUTS, WEIGHTS = "inputs too", "weights only"  # how a column differs
 GROUPS = {
     "language model: attention": r"backbone\.layers\.\d+\.self_attn\..+",
     "language model: gate and up": r"backbone\.layers\.\d+\.mlp\.(gate|up)_proj\..+",
@@ -50,22 +55,26 @@ def main() -> None:
         "--prompts", type=int, default=6, help="pictures to redraw for the agreement (default: %(default)s)"
     )
     parser.add_argument("--meaning", type=int, default=20, help="pictures to draw and recognise (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="COLUMN", help='titles, such as "fp8_e4m3fn, inputs too"')
     args = parser.parse_args()
     import_pack(ensure_comfyui())
     quantize = importlib.import_module("pack.nodes.comfy.quantize")
+    scale_inputs = importlib.import_module("pack.nodes.comfy.float8").with_input_scales
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
-    columns = [(choice, False) for choice in quantize.choices()] + [("fp8_e4m3fn", True)]
+    columns = [(choice, "") for choice in quantize.choices()]
+    columns += [("fp8_e4m3fn", INPUTS), *((choice, WEIGHTS) for choice, _ in columns if "w4a" in choice)]
+    columns = [column for column in columns if not args.only or title(column) in args.only]
     rng = np.random.default_rng(0)
     pictures = [random_picture(rng) for _ in range(max(args.prompts, args.meaning))]
     before = [pipe.generate(p.prompt, seed=seed).bits for seed, p in enumerate(pictures[: args.prompts])]
     print(hardware.describe())
     print(f"| bits of {args.prompts} pictures that agree | parameters |", end="")
-    print("".join(f" {choice}{', inputs too' if inputs else ''} |" for choice, inputs in columns))
+    print("".join(f" {title(column)} |" for column in columns))
     print("| --- " * (2 + len(columns)) + "|", flush=True)
     groups = {name: re.compile(pattern).fullmatch for name, pattern in GROUPS.items()}
     together = {"**layers: quantized by default**": LAYERS.fullmatch, "every matrix": lambda _: True}
     for name, chosen in (groups | together).items():
-        models = [quantized(pipe, quantize.quantize, chosen, *column) for column in columns]
+        models = [quantized(pipe, quantize.quantize, scale_inputs, chosen, *column) for column in columns]
         count = sum(w.numel() for key, w in matrices(pipe.model) if chosen(key))
         cells = [f"{100 * agreement(model, pictures, before):.2f} %" for model in models]
         print(f"| {name} | {count:,} | {' | '.join(cells)} |", flush=True)
@@ -74,30 +83,38 @@ def main() -> None:
             print(f"| - pictures that show all four words | | {' | '.join(cells)} |", flush=True)
 
 
+def title(column: tuple[str, str]) -> str:
+    return ", ".join(filter(None, column))
+
+
 def matrices(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """List (name, weight) of all Linear layers, which could be quantized."""
     return [(k, w) for k, w in model.state_dict().items() if w.ndim == 2 and "embed_tokens" not in k]
 
 
 def quantized(
-    pipe: BitDancePipeline, quantize: Callable, chosen: Callable, choice: str, inputs: bool
+    pipe: BitDancePipeline, quantize: Callable, scale_inputs: Callable, chosen: Callable, choice: str, how: str
 ) -> BitDancePipeline:
-    """Return a copy of the pipeline with the chosen matrices quantized, in ComfyUI's layers.
+    """Return a copy of the pipeline with the chosen matrices quantized, in the nodes' layers.
 
-    `inputs`: also quantize the inputs of layers, as a GPU with matrix units for the format does; else multiply with
-    dequantized weights.
+    INPUTS: also quantize the inputs of layers, as a GPU with matrix units for the format does. WEIGHTS: dequantize the
+    matrices, so that no inputs are quantized.
     """
     import comfy.ops  # only importable after import_pack
     import comfy.quant_ops
 
-    disabled = [] if inputs else list(comfy.quant_ops.QUANT_ALGOS)
-    operations = comfy.ops.mixed_precision_ops({}, torch.float32, disabled=disabled)
+    disabled = [] if how == INPUTS else list(comfy.quant_ops.QUANT_ALGOS)
+    operations = scale_inputs(comfy.ops.mixed_precision_ops({}, torch.float32, disabled=disabled))
     weights = dict(pipe.model.state_dict())
     for name in filter(chosen, dict(matrices(pipe.model))):
         weights |= quantize(name, weights.pop(name), choice)
     other = copy.copy(pipe)
     other.model = type(pipe.model)(pipe.config, operations, device="cpu", dtype=torch.float32)
     other.model.load_state_dict(weights)
+    if how == WEIGHTS:
+        for layer in filter(lambda module: hasattr(module, "quant_format"), other.model.modules()):
+            layer.weight = torch.nn.Parameter(layer.weight.dequantize())
+            layer.layout_type = None
     other.model.eval().requires_grad_(False)
     return other
 

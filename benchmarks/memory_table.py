@@ -22,6 +22,7 @@ except ImportError:  # outside the environment that the demo and the tests run i
     sys.exit(run(ensure_all()[0], "-m", "benchmarks.memory_table", *sys.argv[1:]))
 
 from bitdance_core.checkpoints.load import LAYERS
+from bitdance_core.checkpoints.quantization import FORMATS
 from bitdance_core.model.grid import Grid
 from bitdance_core.model.text_config import BitDanceConfig
 from bitdance_core.model.text_model import BitDance
@@ -29,8 +30,10 @@ from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from bitdance_core.sampling.memory import decoding_bytes, drawing_bytes
 
 GB = 1e9
-# bits per weight of a layer's matrix, scales included; all other weights are bfloat16
-PRECISIONS = {"bf16": 16.0, "fp8 or int8": 8.0, "nvfp4": 4.5}
+# bits per weight of a layer's matrix, scales included; all other weights are bfloat16. 4 bits of convrot_w4a4 with a
+# scale a row, but 8 of the layers that it spares
+PRECISIONS = {"bf16": 16.0, "fp8 or int8": 8.0, "nvfp4, asym_w4a8_int8": 4.5, "convrot_w4a4": 4.0}
+SPARED = FORMATS["convrot_w4a4"].spares
 CARDS = (8, 12, 16, 24, 48)  # GiB, sold as GB
 PROMPT, UNCONDITIONAL = 64, 4  # tokens of a prompt of about 50 words in its template, and of the empty template
 TILE = 512  # side of a tile of VAE Decode (Tiled), in pixels
@@ -85,10 +88,14 @@ def parts_of(config: BitDanceConfig, bits: float) -> tuple[int, int]:
 def weight_bytes(model: torch.nn.Module, prefix: str, bits: float) -> int:
     """Return the bytes of the parameters with a prefix, with `bits` per quantized weight."""
     return sum(
-        int(weight.numel() * (bits / 8 if weight.ndim == 2 and LAYERS.fullmatch(name) else 2))
+        int(weight.numel() * (_bits(name, bits) / 8 if weight.ndim == 2 and LAYERS.fullmatch(name) else 2))
         for name, weight in model.named_parameters()
         if name.startswith(prefix)
     )
+
+
+def _bits(name: str, bits: float) -> float:
+    return 8.0 if bits == 4.0 and SPARED.fullmatch(name) else bits
 
 
 def grid_of(config: BitDanceConfig) -> Grid:

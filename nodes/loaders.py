@@ -16,17 +16,19 @@ from .comfy.folders import file_names
 from .comfy.model import load_model
 from .comfy.previews import BitsFormat, fit_rgb_factors
 from .comfy.vae import BinaryVAE
-from .comfy.weights import WEIGHT_DTYPES
+from .comfy.weight_facts import pick
+from .comfy.weights import OPTIONS
 from .sockets import ALIASES, CATEGORY
 
 WEIGHT_DTYPE = io.Combo.Input(
     "weight_dtype",
-    options=list(WEIGHT_DTYPES),
-    default="default",
+    options=OPTIONS,
+    default="auto",
     advanced=True,
-    tooltip="default keeps quantized weights and loads others as bfloat16 (float32 if the device lacks it). "
-    "fp8_e4m3fn, mxfp8 and int8 use half, nvfp4 a quarter of bfloat16's memory. Fast on: fp8_e4m3fn RTX 40 and newer, "
-    "int8 RTX 20 and newer, mxfp8 and nvfp4 RTX 50.",
+    tooltip="auto chooses by the card and the files, and says in ComfyUI's log what and why. default keeps quantized "
+    "weights and loads others as bfloat16 (float32 if the device lacks it). Of bfloat16's memory fp8_e4m3fn, mxfp8 and "
+    "int8 use half, the 4-bit types a quarter: nvfp4, asym_w4a8_int8, convrot_w4a4. Fast on: fp8_e4m3fn RTX 40 and "
+    "newer, mxfp8 and nvfp4 RTX 50, int8 and the other 4-bit types RTX 20 and newer with a PyTorch built for CUDA 13.",
 )
 
 
@@ -194,6 +196,7 @@ def load(source: Source, weight_dtype: str):
     checkpoint = read_checkpoint(source, find_prompts=prompts_of_comfyui, find_tokenizer=catalog.imagenet_tokenizer)
     vae = BinaryVAE(checkpoint.tokenizer)
     latent_format = BitsFormat(checkpoint.tokenizer.config, fit_rgb_factors(vae))
+    weight_dtype = pick(weight_dtype, checkpoint)
     return load_model(checkpoint, weight_dtype, latent_format), make_clip(checkpoint.prompts), vae
 
 

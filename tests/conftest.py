@@ -90,12 +90,18 @@ def pack_module(comfyui):
 @pytest.fixture(scope="session")
 def pack(pack_module):
     """The modules between the nodes and ComfyUI, and the loaders."""
-    names = (
-        "model", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs", "saving", "run", "clip",
-        "placement",
-    )  # fmt: skip
+    names = ["model", "weights", "quantize", "previews", "vae", "lora", "prefetch", "graphs", "saving", "run", "clip"]
+    names += ["attention", "float8", "weight_choice", "weight_facts", "placement"]
     modules = {name: importlib.import_module(f"pack.nodes.comfy.{name}") for name in names}
     return SimpleNamespace(**modules, loaders=importlib.import_module("pack.nodes.loaders"))
+
+
+@pytest.fixture
+def fp8_card(monkeypatch):
+    """ComfyUI takes the CPU for a card with fp8 matrix units: its own --supports-fp8-compute."""
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(mm, "SUPPORT_FP8_OPS", True)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
+from comfy.cli_args import args
 from torch import Tensor, nn
 
 from ...bitdance_core.checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
@@ -20,6 +21,7 @@ from ...bitdance_core.model.class_model import ImageNetModel
 from ...bitdance_core.model.prompt import PromptTokenizer
 from ...bitdance_core.model.text_config import AutoencoderConfig
 from ...bitdance_core.model.text_model import BitDance
+from .attention import attention_of
 from .patcher import EMBEDDING_KEY, HEAD_KEYS, TwoParts, patched_once, with_two_parts
 from .previews import BitsFormat
 from .saving import whole_model
@@ -184,7 +186,8 @@ def exchange_head(model: TwoParts) -> None:
 
 
 def _build(checkpoint: TextCheckpoint | ClassCheckpoint, precision: Precision) -> BitDance | ImageNetModel:
-    return checkpoint.build(precision.operations, device=mm.unet_offload_device(), dtype=precision.storage)
+    device = mm.unet_offload_device()
+    return checkpoint.build(precision.operations, attention_of(args), device=device, dtype=precision.storage)
 
 
 def _patcher(

@@ -22,11 +22,26 @@ from ...bitdance_core.checkpoints.load import LAYERS, check_finite, check_tensor
 from ...bitdance_core.checkpoints.quantization import FORMATS
 from ...bitdance_core.checkpoints.tensor_names import Component, Quantization, TensorInfo
 from ...bitdance_core.errors import BitDanceError
-from .quantize import CHOICES, NOTE, choices, note, quantize
+from ...bitdance_core.parts import HEAD
+from .float8 import with_input_scales
+from .quantize import CHOICES, NOTE, choices, has_quantized, make_room, note, quantize
 
 SUPPORTED = [torch.bfloat16, torch.float32]  # the head's activations exceed float16's range
-# options of weight_dtype -> a type, or a format to quantize the layers to; None: as in the files
-WEIGHT_DTYPES = {"default": None, "bf16": torch.bfloat16, "fp32": torch.float32} | {name: name for name in choices()}
+
+
+@dataclass(frozen=True)
+class OfHead:
+    """A type or a format for the head alone; all other parts stay as in the files."""
+
+    requested: torch.dtype | str
+
+
+Requested = torch.dtype | str | OfHead | None
+# what weight_dtype means: a type, or a format to quantize the layers to; None: as in the files
+WEIGHT_DTYPES: dict[str, Requested] = {"default": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+WEIGHT_DTYPES |= {name: name for name in choices()}
+OPTIONS = ["auto", *WEIGHT_DTYPES]  # of the widget
+WEIGHT_DTYPES |= {"head bf16": OfHead(torch.bfloat16), "head int8": OfHead("int8")}  # that `auto` may choose
 
 
 @dataclass(frozen=True)
@@ -48,12 +63,16 @@ class Precision:
     def operations(self) -> ModuleType | type:
         if self.quantized:  # ComfyUI chooses the formats that this device computes in
             config = SimpleNamespace(quant_config={"mixed_ops": True})
-            return comfy.ops.pick_operations(self.storage, self.compute, mm.get_torch_device(), model_config=config)
+            device = mm.get_torch_device()
+            return with_input_scales(comfy.ops.pick_operations(self.storage, self.compute, device, model_config=config))
         return comfy.ops.disable_weight_init if self.cast is None else comfy.ops.manual_cast
 
 
-def choose_precision(weights: dict[str, Tensor], requested: torch.dtype | str | None) -> Precision:
-    """Choose as ComfyUI does for its own models, among the types that BitDance can be computed in."""
+def choose_precision(weights: dict[str, Tensor], requested: Requested) -> Precision:
+    """Choose as ComfyUI does for its own models, among the types that BitDance can be computed in.
+
+    Says in the log which type takes the place of one that ComfyUI was started with.
+    """
     device = mm.get_torch_device()
     parameters = comfy.utils.calculate_parameters(weights)
     plain = {name: w for name, w in weights.items() if w.dtype.is_floating_point and w.dtype.itemsize > 1}
@@ -61,29 +80,50 @@ def choose_precision(weights: dict[str, Tensor], requested: torch.dtype | str | 
     stored = comfy.utils.weight_dtype(plain)
     requested = requested if isinstance(requested, torch.dtype) else None
     storage = requested or mm.unet_dtype(device, parameters, SUPPORTED, stored)
-    cast = mm.unet_manual_cast(storage, device, SUPPORTED)
-    if (cast or storage) not in SUPPORTED:  # --fp16-unet: stored, but not computed in
-        cast = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
-    return Precision(storage, cast, quantized)
+    # --fp16-unet and its like: weights of a type that is not computed in would be cast at each use
+    if storage not in SUPPORTED and not (storage.itemsize == 1 and mm.supports_cast(device, storage)):
+        asked, halves = storage, mm.should_use_bf16(device, parameters, manual_cast=True)
+        storage = torch.bfloat16 if halves else torch.float32
+        logging.info(
+            f"[BitDance] ComfyUI was started with weights in {_name(asked)}, which BitDance cannot compute in on this "
+            f"device; they are {_name(storage)} instead"
+        )
+    return Precision(storage, mm.unet_manual_cast(storage, device, SUPPORTED), quantized)
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    """Return the type of 16 or more bits that a device computes in."""
+    return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def read_weights(
-    reference: nn.Module, component: Component, requested: torch.dtype | str | None = None, quantized: bool = True
+    reference: nn.Module, component: Component, requested: Requested = None, quantized: bool = True
 ) -> dict[str, Tensor]:
     """Read a component's tensors by parameter name, with ComfyUI's own (memory-mapping) reader.
 
     `reference` is the module on the meta device: ComfyUI's loaders compare no shapes, so the core does before reading.
-    Quantized weights and the tensors beside them are kept if ComfyUI's layers can use them; they are dequantized if
-    not, if `quantized` is False, or if a type or another format is `requested`. A requested format quantizes the
-    layers' matrices. Raises BitDanceError for tensors that do not fit, and for NaN and infinity.
+    Quantized weights and the tensors beside them are kept if ComfyUI's layers can use them on this device; they are
+    dequantized if not, if `quantized` is False, or if a type or another format is `requested`. A requested format
+    quantizes the layers' matrices. Raises BitDanceError for tensors that do not fit, and for NaN and infinity.
     """
+    if isinstance(requested, OfHead):
+        requested = requested.requested if component.name == HEAD else None
     _check_formats(component)
     tensors = check_tensors(reference, component, can_run if quantized else is_scaled)
     wanted = CHOICES[requested].name if isinstance(requested, str) else None
     # mapped weights are read when they are first used; the sampler then checks for NaN
     check = wanted or not comfy.memory_management.aimdo_enabled
     numbers = requested if isinstance(requested, torch.dtype) else None
-    numbers = numbers or (torch.bfloat16 if mm.should_use_bf16(mm.get_torch_device()) else torch.float32)
+    device = mm.get_torch_device()
+    numbers = numbers or _widest(device)
+    if wanted:
+        sizes = [torch.Size(info.shape).numel() for name, info in tensors.items() if _is_layer(name, info)]
+        if sizes:
+            make_room(max(sizes), requested)
     weights: dict[str, Tensor] = {}
     undone = 0
     contents = {path: _content(path) for path in component.files}
@@ -95,7 +135,7 @@ def read_weights(
         stays = (
             quantized
             and info.quantization
-            and _stays(info, layer)
+            and stays_quantized(info, layer, device)
             and (requested is None or wanted == info.quantization.format)
         )
         weight = (
@@ -111,28 +151,40 @@ def read_weights(
             bar.update(1)
         if stays:
             weights |= _quantized(name, info, weight, beside)
-        elif wanted and len(info.shape) == 2 and LAYERS.fullmatch(name):
+        elif wanted and _is_layer(name, info):
             weights |= quantize(name, weight, requested)
         else:
             weights[name] = weight
     if undone and quantized and requested is None:
         logging.info(
-            f"[BitDance] dequantized {undone} weights of the {component.name} to {str(numbers).removeprefix('torch.')} "
-            "(ComfyUI's layers cannot use them quantized)"
+            f"[BitDance] dequantized {undone} weights of the {component.name} to {_name(numbers)} "
+            "(ComfyUI's layers cannot use them quantized on this device)"
         )
     return weights
+
+
+def _is_layer(name: str, info: TensorInfo) -> bool:
+    return len(info.shape) == 2 and LAYERS.fullmatch(name) is not None
 
 
 def _numbers(info: TensorInfo, stored: Tensor, beside: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
     """Dequantize a weight; unquantized weights are returned unchanged."""
     if info.quantization is None:
         return stored.reshape(info.shape)
-    if not is_scaled(info.quantization):
+    if is_scaled(info.quantization):
+        return scaled(stored, beside.get("weight_scale"), dtype).reshape(info.shape)
+    rows, columns = info.shape  # in a format that only ComfyUI's Linear reads
+    layer = comfy.ops.mixed_precision_ops({}, dtype).Linear(columns, rows, bias=False, device="cpu", dtype=dtype)
+    try:
+        layer.load_state_dict(_quantized("weight", info, stored, beside))
+        weight = layer.weight.dequantize()
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise BitDanceError(
-            f"{info.file}: {info.key} is {info.quantization.format}, which can only be used by ComfyUI's Linear "
-            "layers, without conversion; set weight_dtype to default"
-        )
-    return scaled(stored, beside.get("weight_scale"), dtype).reshape(info.shape)
+            f"{info.file}: {info.key} is {info.quantization.format}, of which ComfyUI makes no numbers ({error}); set "
+            "weight_dtype to default"
+        ) from error
+    scale = getattr(layer, "pre_quant_scale", None)  # of the inputs, by columns
+    return weight if scale is None else (weight * scale).to(dtype)
 
 
 def _check_formats(component: Component) -> None:
@@ -150,12 +202,14 @@ def can_run(quantization: Quantization) -> bool:
     return quantization.format in comfy.quant_ops.QUANT_ALGOS
 
 
-def _stays(info: TensorInfo, layer: nn.Module) -> bool:
-    """Return whether a weight can stay quantized: in ComfyUI's Linear, and for 8-bit floats with a single scale."""
-    scale = info.quantization.beside.get("weight_scale")
-    is_float = FORMATS[info.quantization.format].is_float8
+def stays_quantized(info: TensorInfo, layer: nn.Module, device: torch.device) -> bool:
+    """Return whether a weight can stay quantized: in ComfyUI's Linear, on a device that computes with such weights, and
+    for 8-bit floats with a single scale.
+    """
+    scale, format = info.quantization.beside.get("weight_scale"), FORMATS[info.quantization.format]
     single = scale is None or all(n == 1 for n in scale.shape)
-    return isinstance(layer, nn.Linear) and len(info.shape) == 2 and (single or not is_float)
+    fits = isinstance(layer, nn.Linear) and len(info.shape) == 2 and (single or not format.is_float8)
+    return fits and has_quantized(device)
 
 
 def _quantized(name: str, info: TensorInfo, stored: Tensor, beside: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class Node:
 
 
 def load(graph: Graph, model: str = "builtin") -> Node:
-    return graph.add("BitDanceLoadModel", model_name=model, weight_dtype="default")
+    return graph.add("BitDanceLoadModel", model_name=model, weight_dtype="auto")
 
 
 def sample(graph: Graph, model: list, positive: list, bits: list, **changes: Any) -> Node:

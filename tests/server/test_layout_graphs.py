@@ -182,8 +182,8 @@ def test_fp8_weights_stay_fp8_in_comfyuis_layers(pack, tmp_path):
     assert kept.model_size() < 0.5 * plain.model_size()
 
 
-def test_a_format_that_only_linear_layers_compute_in_is_kept_or_refused(pack, tmp_path):
-    """nvfp4 as ComfyUI writes it: kept by default, and undone never."""
+def test_a_format_that_only_linear_layers_compute_in_is_kept_or_undone_by_one(pack, tmp_path):
+    """nvfp4 as ComfyUI writes it."""
     from comfy.quant_ops import QuantizedTensor
 
     files = convert(P16, tmp_path, "comfy", "bf16", name="x")
@@ -197,6 +197,16 @@ def test_a_format_that_only_linear_layers_compute_in_is_kept_or_refused(pack, tm
     layer = kept.model.diffusion_model.head.get_submodule(name.partition("net.")[2].removesuffix(".weight"))
     assert layer.quant_format == "nvfp4"
     torch.testing.assert_close(layer.weight.dequantize(), weight.dequantize().float(), rtol=1e-2, atol=1e-3)
+    for dtype in ("bf16", "fp32", "int8"):
+        undone, _, _ = pack.loaders.load(tuple(files), dtype)
+        layer = undone.model.diffusion_model.head.get_submodule(name.partition("net.")[2].removesuffix(".weight"))
+        if dtype == "int8":
+            assert layer.quant_format == "int8_tensorwise"
+        else:
+            assert type(layer.weight) is torch.nn.Parameter and layer.weight.dtype == pack.weights.WEIGHT_DTYPES[dtype]
+            torch.testing.assert_close(layer.weight.float(), weight.dequantize().float(), rtol=1e-2, atol=1e-3)
+    del beside[name + "_scale"]  # a file that ComfyUI cannot read
+    save_file(tensors | {key: tensor.contiguous() for key, tensor in beside.items()}, files[2])
     with pytest.raises(ValueError, match="wqkv.weight is nvfp4, .* set weight_dtype to default"):
         pack.loaders.load(tuple(files), "bf16")
 

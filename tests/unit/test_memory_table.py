@@ -28,6 +28,16 @@ def test_what_stays_and_what_is_streamed(bits):
     assert memory_table.split(config, bits, 0.05 * whole) is None
 
 
+def test_the_14b_fits_12_gb_at_4_bits():
+    """All of it, on any card: convrot_w4a4 needs integer units, nvfp4 none if it is dequantized."""
+    config = PUBLISHED_CONFIGS[0]
+    room = 12 * 2**30 - 1.5e9 - memory_table.drawing_of(config, 1)
+    for bits in (4.5, 4.0):
+        assert memory_table.split(config, bits, room)[1] == 0.0
+    _, head = memory_table.parts_of(config, 4.0)  # whose layers stay in 8
+    assert head == memory_table.parts_of(config, 8.0)[1]
+
+
 def test_the_14b_fits_at_fp8(capsys):
     """Under 19 GB with everything resident, under 11 GB with the language model streamed."""
     config = PUBLISHED_CONFIGS[0]
