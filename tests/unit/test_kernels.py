@@ -213,3 +213,9 @@ def test_velocities_of_numbers_and_of_tensors_agree():
         torch.testing.assert_close(guided_velocity(x_pred, x_t, t, 2.5), expected)
     counts = launches.count(lambda _: guided_velocity(x_pred.to("meta"), x_t.to("meta"), 0.3, 2.5))
     assert counts == {"sub": 2, "div": 1, "mul": 1, "add": 1}
+
+
+def test_a_layer_negates_nothing():
+    """Masks and the signs of rotations are made once a pass."""
+    counts = launches.layer_pass(BITDANCE_14B_64X)
+    assert counts.total() == 24 and counts["mm"] == 7 and not counts["neg"] and counts["attention"] == 1
