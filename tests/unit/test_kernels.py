@@ -41,6 +41,41 @@ def test_kernels_agree_with_the_plain_operations():
     assert process.returncode == 0 and process.stdout == "agree\n", process.stderr[-3000:]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+@pytest.mark.parametrize("capability", [75, 80, 89, 90, 120])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_kernels_can_be_compiled_for_cards(capability, dtype, tmp_path, monkeypatch):
+    """To machine code, which needs no card, at the width of the 14B's head."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from bitdance_core.model import kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    cases = [
+        (kernels._gated_norm, {"IS_GATED": True, "IS_AFFINE": True, "BLOCK": 8192}),
+        (kernels._gated_norm, {"IS_GATED": False, "IS_AFFINE": False, "BLOCK": 8192}),
+        (kernels._swiglu, {"BLOCK": kernels.COLUMNS}),
+    ]
+    for is_tensor in (True, False):
+        options = {"SQUASHES": True, "IS_GUIDED": True, "IS_TENSOR": is_tensor, "BLOCK": kernels.COLUMNS}
+        cases.append((kernels._guided_velocity, options))
+    numbers = {"width": "i32", "count": "i32", "eps": "fp32", "remaining": "fp32", "x_t": "*fp32"}
+    for kernel, constants in cases:
+        types = {name: "i32" for name in kernel.arg_names if name.endswith(("_stride", "_rows"))} | numbers
+        types["guidance"] = "*fp32" if constants.get("IS_TENSOR") else "fp32"
+        if kernel is kernels._guided_velocity:
+            types["out"] = "*fp32"
+        types |= dict.fromkeys(constants, "constexpr")
+        source = triton.compiler.ASTSource(
+            kernel,
+            {name: types.get(name, f"*{dtype}") for name in kernel.arg_names},
+            {(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 16})
+        assert compiled.asm["cubin"]
+
+
 @torch.no_grad()
 def in_the_interpreter() -> None:
     from bitdance_core.model import kernels
@@ -213,3 +248,9 @@ def test_velocities_of_numbers_and_of_tensors_agree():
         torch.testing.assert_close(guided_velocity(x_pred, x_t, t, 2.5), expected)
     counts = launches.count(lambda _: guided_velocity(x_pred.to("meta"), x_t.to("meta"), 0.3, 2.5))
     assert counts == {"sub": 2, "div": 1, "mul": 1, "add": 1}
+
+
+def test_a_layer_negates_nothing():
+    """Masks and the signs of rotations are made once a pass."""
+    counts = launches.layer_pass(BITDANCE_14B_64X)
+    assert counts.total() == 24 and counts["mm"] == 7 and not counts["neg"] and counts["attention"] == 1
