@@ -1,0 +1,43 @@
+"""Options that several commands share: the model, the settings of a picture, the device."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from ..devices import COMPUTE_DTYPES
+from ..sampling.flow import DEFAULT_SAMPLER, SAMPLERS
+from ..sampling.settings import Sampling
+
+# the types of `Sampling`'s options -> argparse's type and number of values
+OPTION_TYPES = {
+    "int | None": (int, None), "float | None": (float, None), "float": (float, None), "str": (str, None),
+    "tuple[float, float]": (float, 2),
+}  # fmt: skip
+
+
+def add_drawing_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the model and for the settings of a picture."""
+    parser.add_argument(
+        "--model", default="builtin", help="a folder, a file, a hub id or a built-in name (default: %(default)s)"
+    )
+    parser.add_argument("--tokenizer", help="a binary tokenizer in place of the model's own")
+    parser.add_argument("--negative-prompt", help="the prompt to steer away from")
+    parser.add_argument("--height", type=int, help="pixels (default: the model's own)")
+    parser.add_argument("--width", type=int, help="pixels (default: the model's own)")
+    parser.add_argument("--steps", type=int, help="head steps per patch (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="1 or less draws without guidance (default: the model's own)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help="default: %(default)s")
+    for option in dataclasses.fields(Sampling):
+        if "help" in option.metadata:
+            kind, count = OPTION_TYPES[option.type]
+            name = "--" + option.name.replace("_", "-")
+            parser.add_argument(name, type=kind, nargs=count, metavar="N", help=option.metadata["help"])
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--allow-untrained-size", action="store_true", help="try a size the model was not trained for")
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
