@@ -1,0 +1,141 @@
+"""What both kinds of pipeline share: check the arguments and the memory, draw the bits, decode them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import devices
+from ..errors import Cancel, check_cancelled, whole_number
+from ..model.class_config import ImageNetConfig
+from ..model.class_model import ImageNetModel
+from ..model.fields import Size
+from ..model.graphs import Graphs
+from ..model.prompt import PromptTokenizer
+from ..model.text_config import BitDanceConfig
+from ..model.text_model import BitDance
+from ..sampling.flow import DEFAULT_SAMPLER
+from ..sampling.generate import Callback, generate
+from ..sampling.memory import check_request, decoding_bytes, refuse
+from ..sampling.patch import HeadVelocity
+from ..sampling.plan import Request
+from ..sampling.settings import option_names
+from ..tokenizer import BinaryTokenizer, to_images
+
+MAX_SEED = 2**64 - 1
+MAX_IMAGES = 4096  # drawn together
+
+
+@dataclass(frozen=True)
+class GenerateOutput:
+    """`images`: one PIL image each; `bits`: bool (n, C, h, w), True = +1, on the CPU."""
+
+    images: list[Image.Image]
+    bits: Tensor
+
+
+class Pipeline:
+    """A model and its binary tokenizer on one device: the base of both kinds of pipeline.
+
+    `unused` names settings of the command line and of batches that this kind cannot follow. `velocity` replaces the
+    head's (see `compiled_velocity`).
+    """
+
+    unused: tuple[str, ...] = ()
+    # the settings that an error about memory names; see `check_request`
+    settings_of_memory: Mapping[str, str] = {"images": "num_images", "steps": "steps"}
+
+    def __init__(
+        self,
+        model: BitDance | ImageNetModel,
+        tokenizer: BinaryTokenizer,
+        prompts: PromptTokenizer | None = None,
+        cuda_graphs: bool = False,
+        velocity: HeadVelocity | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.cuda_graphs = cuda_graphs
+        self.velocity = velocity
+
+    def __call__(self, *args: Any, **kwargs: Any) -> GenerateOutput:
+        """Draw as `generate` does, with its arguments."""
+        return self.generate(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        height, width = self.default_size
+        return (
+            f"{type(self).__name__}({self.config.family}: {height}x{width} pixels (height x width), {self.tokenizer!r})"
+        )
+
+    @property
+    def config(self) -> BitDanceConfig | ImageNetConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokenizer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tokenizer.dtype
+
+    @property
+    def default_size(self) -> Size:
+        """(height, width) in pixels."""
+        return self.config.defaults.default_size
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Pick the seed and the settings of `Sampling` out of `given`, completed with the model's own."""
+        defaults = self.config.defaults
+        own = {"steps": defaults.steps, "guidance": defaults.guidance, "sampler": DEFAULT_SAMPLER, "seed": 0}
+        own |= {} if defaults.schedule == "constant" or given.get("last_guidance") else {"schedule": defaults.schedule}
+        return own | {name: given[name] for name in (*own, *option_names()) if given.get(name) is not None}
+
+    def check(self, seed: int = 0, **arguments: Any) -> Request:
+        """Check the arguments of `generate`. Raises BitDanceError for those that it would refuse."""
+        whole_number("seed", seed, least=0, most=MAX_SEED)
+        return self.request(**arguments)
+
+    def check_memory(self, request: Request, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise BitDanceError for a request that takes more memory than the device has beside the weights."""
+        memory = devices.memory_of(device)
+        if memory is None:
+            return
+        on_cpu = () if device.type == "cpu" else ("embed_tokens.weight",)
+        modules = (self.model, self.tokenizer.autoencoder)
+        named = [pair for module in modules for pair in module.named_parameters()]
+        weights = dtype.itemsize * sum(weight.numel() for name, weight in named if not name.endswith(on_cpu))
+        room, where = memory - weights, f"beside the weights {device}"
+        if room < 0:
+            return  # a system may still page them
+        check_request(self.config, request, dtype.itemsize, room, where, self.settings_of_memory, self.cuda_graphs)
+        height, width = request.size(self.tokenizer.downscale)
+        decoding = decoding_bytes(self.tokenizer.autoencoder.config, height, width, dtype.itemsize)
+        pictures = request.num_images * (
+            3 * height * width + 4 * self.tokenizer.channels * request.grid.height * request.grid.width
+        )
+        if decoding + pictures > room:
+            setting = self.settings_of_memory.get("size" if decoding > pictures else "images", "num_images")
+            refuse(decoding + pictures, room, "decoding this", where, setting)
+
+    def _draw(self, request: Request, seed: int, callback: Callback | None, cancel: Cancel | None) -> GenerateOutput:
+        """Draw a request's bits and decode them."""
+        self.check_memory(request, self.device, self.dtype)
+        # on the CPU, so that a seed means the same noise on every device
+        generator = torch.Generator("cpu").manual_seed(seed)
+        graphs = Graphs() if self.cuda_graphs else None
+        bits = generate(
+            self.model, request, generator, self.device, self.dtype, callback, cancel, graphs, self.velocity
+        )
+        images = []
+        for row in bits.split(1):  # one image at a time: decoding takes more memory than all else
+            check_cancelled(cancel)
+            images += to_images(self.tokenizer.decode(row, generator))
+        return GenerateOutput(images, (bits > 0).cpu())
