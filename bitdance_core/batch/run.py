@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from .. import devices
 from ..checkpoints.checkpoint import read_checkpoint
+from ..checkpoints.fingerprint import files_of, fingerprint
 from ..checkpoints.locate import builtin_models, locate
 from ..errors import BitDanceError, whole_number
 from ..pipeline import outline
 from .draw import LocalProcess, Outcome, RunSettings
-from .jobs import Job, check_names, files_of, fingerprint, plan, read_rows
+from .jobs import Job, check_names, plan, read_rows
 from .manifest import MANIFEST, append, locked, resume
 
 
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
         dtype = args.dtype or str(executor.dtype).removeprefix("torch.")
         stamp = {"family": model.config.family, "fingerprint": fingerprint(files), "dtype": dtype}
         tokenizer = args.tokenizer and absolute_source(args.tokenizer)
-        settings = RunSettings(absolute_source(args.model), tokenizer, str(executor.device), dtype, out, stamp)
+        settings = RunSettings(absolute_source(args.model), tokenizer, str(executor.device), dtype, out, stamp,
+                               not args.no_metadata)  # fmt: skip
         done = resume(out, jobs, stamp)
         pending = [job for job in jobs if job.row.id not in done]
         failed = draw_and_record(pending, settings, executor, len(jobs))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..batch.jobs import PICTURE_LAYOUTS
 from ..batch.run import run
-from .options import add_drawing_options
+from .options import DEFAULT_MODEL, add_drawing_options
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -41,4 +41,4 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     batching.add_argument("--workers", type=int, help="with --ray (default: one per GPU of the cluster, or one)")
     add_drawing_options(batching)
-    batching.set_defaults(run=run)
+    batching.set_defaults(run=run, model=DEFAULT_MODEL)

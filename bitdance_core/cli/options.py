@@ -9,6 +9,7 @@ from ..devices import COMPUTE_DTYPES
 from ..sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from ..sampling.settings import Sampling
 
+DEFAULT_MODEL = "builtin"
 # the types of `Sampling`'s options -> argparse's type and number of values
 OPTION_TYPES = {
     "int | None": (int, None), "float | None": (float, None), "float": (float, None), "str": (str, None),
@@ -17,24 +18,30 @@ OPTION_TYPES = {
 
 
 def add_drawing_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the model and for the settings of a picture."""
-    parser.add_argument(
-        "--model", default="builtin", help="a folder, a file, a hub id or a built-in name (default: %(default)s)"
-    )
+    """Add the options for the model and for the settings of a picture; one that is not given is None.
+
+    `Pipeline.settings` and `Pipeline.subject` know the defaults.
+    """
+    parser.add_argument("--model", help=f"a folder, a file, a hub id or a built-in name (default: {DEFAULT_MODEL})")
     parser.add_argument("--tokenizer", help="a binary tokenizer in place of the model's own")
     parser.add_argument("--negative-prompt", help="the prompt to steer away from")
     parser.add_argument("--height", type=int, help="pixels (default: the model's own)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's own)")
     parser.add_argument("--steps", type=int, help="head steps per patch (default: the model's own)")
     parser.add_argument("--guidance", type=float, help="1 or less draws without guidance (default: the model's own)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help="default: %(default)s")
+    parser.add_argument("--sampler", choices=SAMPLERS, help=f"default: {DEFAULT_SAMPLER}")
     for option in dataclasses.fields(Sampling):
         if "help" in option.metadata:
             kind, count = OPTION_TYPES[option.type]
             name = "--" + option.name.replace("_", "-")
             parser.add_argument(name, type=kind, nargs=count, metavar="N", help=option.metadata["help"])
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--allow-untrained-size", action="store_true", help="try a size the model was not trained for")
+    parser.add_argument(
+        "--no-metadata",
+        action="store_true",
+        help="write PNG files without prompt, seed, model and settings (other formats never carry them)",
+    )
     add_device_options(parser)
 
 

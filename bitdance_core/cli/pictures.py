@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ..checkpoints.files import write_whole
 from ..errors import BitDanceError, MissingFileError
+from ..recipe import png_info
 
 PICTURE_FORMATS = (".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tiff")
 
@@ -36,6 +38,11 @@ def check_output(path: Path) -> None:
     """Raise BitDanceError, before any work, for a path that cannot be written as a picture."""
     if path.suffix.lower() not in PICTURE_FORMATS:
         raise BitDanceError(f"'{path}' must end in a picture format: {', '.join(PICTURE_FORMATS)}")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise BitDanceError for a file that cannot be written where `path` says."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise MissingFileError(f"the folder {folder} does not exist")
@@ -50,7 +57,8 @@ def make_folder(folder: Path) -> None:
         raise BitDanceError(f"the folder {folder} cannot be created ({error})") from error
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Write a picture completely or not at all."""
+def save(image: Image.Image, path: Path, recipe: Mapping[str, Any] | None = None) -> None:
+    """Write a picture completely or not at all; only a PNG carries the recipe."""
     format = Image.registered_extensions()[path.suffix.lower()]
-    write_whole(path, lambda file: image.save(file, format))
+    options = {"pnginfo": png_info(recipe)} if format == "PNG" else {}
+    write_whole(path, lambda file: image.save(file, format, **options))

@@ -8,13 +8,15 @@ import torch
 
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
 from ..tokenizer import BinaryTokenizer
-from .base import GenerateOutput, Pipeline
+from .base import Pipeline
 from .classes import ImageNetPipeline
 from .loading import load
+from .output import GenerateOutput, sheet
 from .text import BitDancePipeline
 
 __all__ = [
     "PIPELINES", "BitDancePipeline", "GenerateOutput", "ImageNetPipeline", "Pipeline", "load_pipeline", "outline",
+    "sheet",
 ]  # fmt: skip
 
 PIPELINES: dict[type, type[Pipeline]] = {TextCheckpoint: BitDancePipeline, ClassCheckpoint: ImageNetPipeline}

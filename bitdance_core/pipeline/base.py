@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import devices
-from ..errors import Cancel, check_cancelled, whole_number
+from ..errors import BitDanceError, Cancel, check_cancelled, shorten, whole_number
 from ..model.class_config import ImageNetConfig
 from ..model.class_model import ImageNetModel
 from ..model.fields import Size
@@ -19,24 +18,18 @@ from ..model.graphs import Graphs
 from ..model.prompt import PromptTokenizer
 from ..model.text_config import BitDanceConfig
 from ..model.text_model import BitDance
+from ..sampling.editing import crop_to_tokens
 from ..sampling.flow import DEFAULT_SAMPLER
 from ..sampling.generate import Callback, generate
 from ..sampling.memory import check_request, decoding_bytes, refuse
 from ..sampling.patch import HeadVelocity
 from ..sampling.plan import Request
 from ..sampling.settings import option_names
-from ..tokenizer import BinaryTokenizer, to_images
+from ..tokenizer import BinaryTokenizer, to_images, to_pixels
+from .output import GenerateOutput
 
 MAX_SEED = 2**64 - 1
 MAX_IMAGES = 4096  # drawn together
-
-
-@dataclass(frozen=True)
-class GenerateOutput:
-    """`images`: one PIL image each; `bits`: bool (n, C, h, w), True = +1, on the CPU."""
-
-    images: list[Image.Image]
-    bits: Tensor
 
 
 class Pipeline:
@@ -124,6 +117,17 @@ class Pipeline:
         if decoding + pictures > room:
             setting = self.settings_of_memory.get("size" if decoding > pictures else "images", "num_images")
             refuse(decoding + pictures, room, "decoding this", where, setting)
+
+    def encode(self, image: Image.Image) -> Tensor:
+        """Encode a PIL image to bits, bool (1, C, h, w) on the CPU, to start from (`init_bits` of `generate`).
+
+        The image is converted as by `to_rgb`, and cropped equally at both ends to whole tokens. Raises BitDanceError
+        for one that is smaller than a token.
+        """
+        step = self.tokenizer.downscale
+        if not isinstance(image, Image.Image) or image.width < step or image.height < step:
+            raise BitDanceError(f"encode takes a PIL image of at least {step}x{step} pixels, found {shorten(image)}")
+        return (self.tokenizer.encode(crop_to_tokens(to_pixels(image), step)) > 0).cpu()
 
     def _draw(self, request: Request, seed: int, callback: Callback | None, cancel: Cancel | None) -> GenerateOutput:
         """Draw a request's bits and decode them."""

@@ -19,15 +19,16 @@ from ..sampling.flow import DEFAULT_SAMPLER
 from ..sampling.generate import Callback
 from ..sampling.plan import Request
 from ..sampling.settings import Sampling
-from .base import MAX_IMAGES, GenerateOutput, Pipeline
+from .base import MAX_IMAGES, Pipeline
 from .loading import choose, load
+from .output import GenerateOutput
 
 
 class ImageNetPipeline(Pipeline):
     """A class-conditional model ready to draw. Make one with `from_pretrained`."""
 
     settings_of_memory = {"images": "the number of classes", "steps": "steps"}
-    unused = ("height", "width", "negative_prompt", "allow_untrained_size")
+    unused = ("height", "width", "negative_prompt", "allow_untrained_size", "outpaint", "region")
 
     @classmethod
     def from_pretrained(

@@ -20,8 +20,9 @@ from ..sampling.generate import Callback
 from ..sampling.plan import Request
 from ..sampling.settings import Sampling
 from ..sampling.sizes import make_grid
-from .base import MAX_IMAGES, GenerateOutput, Pipeline
+from .base import MAX_IMAGES, Pipeline
 from .loading import choose, load
+from .output import GenerateOutput
 
 
 class BitDancePipeline(Pipeline):
