@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import BitDanceError, is_out_of_memory
+from ..version import __version__
 from . import batch, generate, models, reconstruct
 
 COMMANDS = (generate.add_to, batch.add_to, reconstruct.add_to, *models.COMMANDS)  # in the order of the help
@@ -53,6 +54,7 @@ def prepare_streams() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of all commands; each sets `run`, a function of the parsed arguments."""
     parser = argparse.ArgumentParser(prog="python -m bitdance_core", description="Draw pictures with BitDance.")
+    parser.add_argument("--version", action="version", version=f"bitdance {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add_to in COMMANDS:
         add_to(commands)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..cards import card_rows
 from ..checkpoints import hub
 from ..checkpoints.convert import OUTPUT_LAYOUTS, PRECISIONS, convert
 from ..checkpoints.hub import DOWNLOADS
@@ -32,8 +33,15 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def add_download(commands: argparse._SubParsersAction) -> None:
-    downloading = commands.add_parser("download", help="download a published model")
-    downloading.add_argument("name", choices=DOWNLOADS, metavar="NAME", help=", ".join(DOWNLOADS))
+    width = max(map(len, DOWNLOADS))
+    names = "\n".join(f"  {name:<{width}}  {about.gigabytes:>4g} GB" for name, about in DOWNLOADS.items())
+    downloading = commands.add_parser(
+        "download",
+        help="download a published model",
+        epilog=f"names, with approximate sizes:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    downloading.add_argument("name", choices=DOWNLOADS, metavar="NAME", help="one of the names below")
     downloading.add_argument("--to", type=Path, metavar="DIR", help="default: a new folder in the working folder")
     downloading.set_defaults(run=download_model)
 
@@ -69,7 +77,8 @@ def download_model(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    print(describe(locate(args.path[0] if len(args.path) == 1 else args.path, local_files_only=True)))
+    source = args.path[0] if len(args.path) == 1 else args.path
+    print(describe(locate(source, local_files_only=True), card_rows))
 
 
 COMMANDS = (add_convert, add_download, add_info)
