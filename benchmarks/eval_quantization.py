@@ -1,6 +1,7 @@
 """Measure the sensitivity of each layer group of the built-in model to quantization, in ComfyUI's formats.
 
 python -m benchmarks.eval_quantization --prompts 6
+python -m benchmarks.eval_quantization --core              # `from_pretrained(…, quantize="int8")`, without ComfyUI
 
 Agreement: redraw each patch of a picture alone, from the same noise, and count the bits that do not change. So the
 error of one patch does not change the input of the next.
@@ -50,15 +51,21 @@ def main() -> None:
         "--prompts", type=int, default=6, help="pictures to redraw for the agreement (default: %(default)s)"
     )
     parser.add_argument("--meaning", type=int, default=20, help="pictures to draw and recognise (default: %(default)s)")
+    parser.add_argument("--core", action="store_true", help="measure the core's own int8 alone")
     args = parser.parse_args()
-    import_pack(ensure_comfyui())
-    quantize = importlib.import_module("pack.nodes.comfy.quantize")
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
-    columns = [(choice, False) for choice in quantize.choices()] + [("fp8_e4m3fn", True)]
     rng = np.random.default_rng(0)
     pictures = [random_picture(rng) for _ in range(max(args.prompts, args.meaning))]
     before = [pipe.generate(p.prompt, seed=seed).bits for seed, p in enumerate(pictures[: args.prompts])]
     print(hardware.describe())
+    if args.core:
+        own = BitDancePipeline.from_pretrained("builtin", device="cpu", quantize="int8")
+        print(f"bits of {args.prompts} pictures that agree: {100 * agreement(own, pictures, before):.2f} %")
+        print(f"pictures that show all four words: {meaning(own, pictures[: args.meaning])} of {args.meaning}")
+        return
+    import_pack(ensure_comfyui())
+    quantize = importlib.import_module("pack.nodes.comfy.quantize")
+    columns = [(choice, False) for choice in quantize.choices()] + [("fp8_e4m3fn", True)]
     print(f"| bits of {args.prompts} pictures that agree | parameters |", end="")
     print("".join(f" {choice}{', inputs too' if inputs else ''} |" for choice, inputs in columns))
     print("| --- " * (2 + len(columns)) + "|", flush=True)

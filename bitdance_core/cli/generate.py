@@ -6,9 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from tqdm import tqdm
-
 from ..bits.grid import BitGrid, save_bits
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.fingerprint import files_of, fingerprint
@@ -69,26 +66,10 @@ def run(args: argparse.Namespace) -> None:
     pipe = load_pipeline(checkpoint, device, dtype)
     if start is not None:
         edit["init_bits"] = start.encode(pipe)
-    output = draw(pipe, arguments | edit)
+    output = pipe.generate(**arguments, **edit, progress=True)
     stamp = {"family": pipe.config.family, "fingerprint": found, "dtype": str(dtype).removeprefix("torch.")}
     made = make(arguments | named_files(args), args.model, args.tokenizer, stamp, str(device))
     write(args, output, None if args.no_metadata else made, pipe.tokenizer.downscale)
-
-
-def draw(pipe: Pipeline, arguments: dict[str, Any]) -> GenerateOutput:
-    """Draw with a progress bar."""
-    bar = None
-
-    def show(done: int, total: int, bits: Tensor) -> None:
-        nonlocal bar
-        if bar is None:  # not before the first patch: an error about settings must be the only output
-            bar = tqdm(total=total, unit="patch", desc="drawing")
-        bar.update(done - bar.n)
-
-    output = pipe.generate(**arguments, callback=show)
-    if bar is not None:  # an edit may keep every patch
-        bar.close()
-    return output
 
 
 def write(args: argparse.Namespace, output: GenerateOutput, recipe: dict[str, Any] | None, step: int) -> None:

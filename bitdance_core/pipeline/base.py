@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import devices
 from ..errors import BitDanceError, Cancel, check_cancelled, shorten, whole_number
@@ -15,7 +15,9 @@ from ..model.class_config import ImageNetConfig
 from ..model.class_model import ImageNetModel
 from ..model.fields import Size
 from ..model.graphs import Graphs
+from ..model.int8 import Int8Linear
 from ..model.prompt import PromptTokenizer
+from ..model.streaming import SLOTS, StreamedLayers
 from ..model.text_config import BitDanceConfig
 from ..model.text_model import BitDance
 from ..sampling.editing import crop_to_tokens
@@ -27,6 +29,7 @@ from ..sampling.plan import Request
 from ..sampling.settings import option_names
 from ..tokenizer import BinaryTokenizer, to_images, to_pixels
 from .output import GenerateOutput
+from .progress import reporting
 
 MAX_SEED = 2**64 - 1
 MAX_IMAGES = 4096  # drawn together
@@ -62,10 +65,26 @@ class Pipeline:
         return self.generate(*args, **kwargs)
 
     def __repr__(self) -> str:
-        height, width = self.default_size
-        return (
-            f"{type(self).__name__}({self.config.family}: {height}x{width} pixels (height x width), {self.tokenizer!r})"
-        )
+        """Say what it is: the model, its parameters, where and in which types they are, its sizes, its tokenizer."""
+        count = sum(weight.numel() for weight in self.model.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        int8 = ", layers in int8" if any(isinstance(module, Int8Linear) for module in self.model.modules()) else ""
+        streamed = ", language model streamed" if isinstance(self._layers, StreamedLayers) else ""
+        what = f"{self.config.family}: {count:,} parameters, {dtype} on {self.device}{int8}{streamed}"
+        sizes = f"draws {self._sizes()} pixels (height x width)"
+        return f"{type(self).__name__}({what}, {sizes}, {self.tokenizer!r})"
+
+    def _sizes(self) -> str:
+        """Name the default size, and the others or their number."""
+        sizes = getattr(self.config.defaults, "trained_sizes", None) or ()
+        others = [f"{h}x{w}" for h, w in sizes if (h, w) != self.default_size]
+        first = "{}x{}".format(*self.default_size)
+        return ", ".join([first, *others]) if len(others) < 4 else f"{first} and {len(others)} other sizes of"
+
+    @property
+    def _layers(self) -> nn.ModuleList:
+        """The layers of the language model, or of a class model's backbone."""
+        return getattr(self.model, "backbone", self.model).layers
 
     @property
     def config(self) -> BitDanceConfig | ImageNetConfig:
@@ -101,11 +120,7 @@ class Pipeline:
         memory = devices.memory_of(device)
         if memory is None:
             return
-        on_cpu = () if device.type == "cpu" else ("embed_tokens.weight",)
-        modules = (self.model, self.tokenizer.autoencoder)
-        named = [pair for module in modules for pair in module.named_parameters()]
-        weights = dtype.itemsize * sum(weight.numel() for name, weight in named if not name.endswith(on_cpu))
-        room, where = memory - weights, f"beside the weights {device}"
+        room, where = memory - self._weight_bytes(device, dtype), f"beside the weights {device}"
         if room < 0:
             return  # a system may still page them
         check_request(self.config, request, dtype.itemsize, room, where, self.settings_of_memory, self.cuda_graphs)
@@ -118,6 +133,17 @@ class Pipeline:
             setting = self.settings_of_memory.get("size" if decoding > pictures else "images", "num_images")
             refuse(decoding + pictures, room, "decoding this", where, setting)
 
+    def _weight_bytes(self, device: torch.device, dtype: torch.dtype) -> int:
+        """Count the bytes of weights on the device; the embedding table stays on the CPU, and so do streamed layers."""
+        on_cpu = () if device.type == "cpu" else ("embed_tokens.weight",)
+        modules = (self.model, self.tokenizer.autoencoder)
+        named = [pair for module in modules for pair in module.named_parameters()]
+        total = sum(_size(weight, dtype) for name, weight in named if not name.endswith(on_cpu))
+        if isinstance(self._layers, StreamedLayers):
+            layers = [sum(_size(w, dtype) for w in layer.parameters()) for layer in self._layers.children()]
+            total -= sum(layers) - SLOTS * max(layers)
+        return total
+
     def encode(self, image: Image.Image) -> Tensor:
         """Encode a PIL image to bits, bool (1, C, h, w) on the CPU, to start from (`init_bits` of `generate`).
 
@@ -129,17 +155,30 @@ class Pipeline:
             raise BitDanceError(f"encode takes a PIL image of at least {step}x{step} pixels, found {shorten(image)}")
         return (self.tokenizer.encode(crop_to_tokens(to_pixels(image), step)) > 0).cpu()
 
-    def _draw(self, request: Request, seed: int, callback: Callback | None, cancel: Cancel | None) -> GenerateOutput:
+    def _draw(
+        self,
+        request: Request,
+        seed: int,
+        callback: Callback | None,
+        cancel: Cancel | None,
+        progress: bool | None = None,
+    ) -> GenerateOutput:
         """Draw a request's bits and decode them."""
         self.check_memory(request, self.device, self.dtype)
         # on the CPU, so that a seed means the same noise on every device
         generator = torch.Generator("cpu").manual_seed(seed)
         graphs = Graphs() if self.cuda_graphs else None
-        bits = generate(
-            self.model, request, generator, self.device, self.dtype, callback, cancel, graphs, self.velocity
-        )
+        with reporting(callback, progress) as report:
+            bits = generate(
+                self.model, request, generator, self.device, self.dtype, report, cancel, graphs, self.velocity
+            )
         images = []
         for row in bits.split(1):  # one image at a time: decoding takes more memory than all else
             check_cancelled(cancel)
             images += to_images(self.tokenizer.decode(row, generator))
         return GenerateOutput(images, (bits > 0).cpu())
+
+
+def _size(weight: Tensor, dtype: torch.dtype) -> int:
+    """Return a weight's bytes once it is loaded."""
+    return weight.numel() * (1 if weight.dtype == torch.int8 else dtype.itemsize)

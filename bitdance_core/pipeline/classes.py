@@ -40,15 +40,17 @@ class ImageNetPipeline(Pipeline):
         attend: AttentionFn = attention,
         cuda_graphs: bool = False,
         compile_head: bool = False,
+        quantize: str | None = None,
+        offload: bool = False,
     ) -> ImageNetPipeline:
         """Load a model from its file (.pt or .safetensors) and its binary tokenizer, by default the one in the file or
         beside it.
 
         All else is as for `BitDancePipeline`. Raises BitDanceError, which names the file and the fault.
         """
-        device, dtype = choose(device, dtype, cuda_graphs)
+        device, dtype = choose(device, dtype, cuda_graphs, quantize, offload)
         checkpoint = read_class_checkpoint(locate(path, files=None), None if tokenizer is None else Path(tokenizer))
-        return load(cls, checkpoint, device, dtype, attend, cuda_graphs, compile_head)
+        return load(cls, checkpoint, device, dtype, attend, cuda_graphs, compile_head, quantize, offload)
 
     @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
     def generate(
@@ -61,6 +63,7 @@ class ImageNetPipeline(Pipeline):
         *,
         callback: Callback | None = None,
         cancel: Cancel | None = None,
+        progress: bool | None = None,
         **settings: Any,
     ) -> GenerateOutput:
         """Draw one image of each class in `labels`: its number or, for a model of ImageNet's 1000, its name.
@@ -71,7 +74,7 @@ class ImageNetPipeline(Pipeline):
         work.
         """
         request = self.check(seed, labels=labels, steps=steps, guidance=guidance, schedule=schedule, **settings)
-        return self._draw(request, seed, callback, cancel)
+        return self._draw(request, seed, callback, cancel, progress)
 
     def request(
         self,

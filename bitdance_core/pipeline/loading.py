@@ -8,8 +8,11 @@ import torch
 
 from .. import devices
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
-from ..checkpoints.load import load_weights
+from ..checkpoints.load import LAYERS, load_weights
+from ..errors import BitDanceError, shorten
 from ..model.attention import AttentionFn, attention
+from ..model.int8 import quantize_layers
+from ..model.streaming import StreamedLayers
 from ..sampling.patch import compiled_velocity
 from ..tokenizer import BinaryTokenizer
 from .base import Pipeline
@@ -25,22 +28,43 @@ def load(
     attend: AttentionFn = attention,
     cuda_graphs: bool = False,
     compile_head: bool = False,
+    quantize: str | None = None,
+    offload: bool = False,
 ) -> Kind:
     """Load a recognised model; the options are those of `BitDancePipeline.from_pretrained`."""
-    device, dtype = choose(device, dtype, cuda_graphs)
+    device, dtype = choose(device, dtype, cuda_graphs, quantize, offload)
     model, autoencoder = checkpoint.build(attend=attend), checkpoint.tokenizer.build()
+    if quantize is not None:
+        quantize_layers(model, LAYERS.fullmatch)
     parts = [*checkpoint.modules(model), (autoencoder, checkpoint.tokenizer.component)]
-    load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
+    backbone = getattr(model, "backbone", model)
+    streamed = [f"layers.{name}" for name, _ in backbone.layers.named_parameters()] if offload else []
+    load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight", *streamed))
+    if offload:
+        backbone.layers = StreamedLayers(backbone.layers, device)
     velocity = compiled_velocity(model.head, frozen=device.type == "cpu") if compile_head else None
     return kind(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, cuda_graphs, velocity)
 
 
 def choose(
-    device: torch.device | str | None, dtype: torch.dtype | str | None, cuda_graphs: bool
+    device: torch.device | str | None,
+    dtype: torch.dtype | str | None,
+    cuda_graphs: bool,
+    quantize: str | None,
+    offload: bool,
 ) -> tuple[torch.device, torch.dtype]:
     """Return the device and dtype to load to (see `devices.choose`). Raises BitDanceError for options that do not go
     together.
     """
     device, dtype = devices.choose(device, dtype)
     devices.check_graphs(device, cuda_graphs)
+    if quantize not in (None, "int8"):
+        raise BitDanceError(f'quantize must be "int8" or None, found {shorten(quantize)}')
+    if offload and device.type == "cpu":
+        raise BitDanceError(
+            "offload streams the language model from system memory to a graphics card; there is nothing to stream to "
+            "the cpu, leave it out"
+        )
+    if offload and cuda_graphs:
+        raise BitDanceError("offload copies weights while it draws, which cuda_graphs cannot record; leave one out")
     return device, dtype

@@ -43,6 +43,8 @@ class BitDancePipeline(Pipeline):
         cuda_graphs: bool = False,
         compile_head: bool = False,
         tokenizer: str | Path | None = None,
+        quantize: str | None = None,
+        offload: bool = False,
     ) -> BitDancePipeline:
         """Load a model from a folder (official, diffusers, or with single files), a file, a set of files with their
         tokenizer.json, a hub id (downloaded unless `local_files_only`) or a built-in name.
@@ -51,13 +53,15 @@ class BitDancePipeline(Pipeline):
         table stays on the CPU. `compile_head` compiles the head with torch.compile: worthwhile for many images; on a
         CPU it keeps a second copy of the head's weights. `cuda_graphs` captures a patch's flow and its reading; use it
         if kernel launches dominate. `tokenizer`, a file or a folder, replaces the model's own binary tokenizer; its
-        tokens must have as many bits and pixels. Raises BitDanceError (a ValueError), which names the file and the
-        fault.
+        tokens must have as many bits and pixels. `quantize` "int8" stores the weights of the layers in one byte each;
+        what that changes is in docs/memory.md. `offload` keeps the language model in system memory, pinned, and copies
+        each layer to the GPU just before its turn; all else stays on the GPU. It is refused on a CPU. Raises
+        BitDanceError (a ValueError), which names the file and the fault.
         """
-        device, dtype = choose(device, dtype, cuda_graphs)
+        device, dtype = choose(device, dtype, cuda_graphs, quantize, offload)
         replacement = None if tokenizer is None else Path(tokenizer)
         checkpoint = read_text_checkpoint(locate(source, local_files_only=local_files_only), replacement)
-        return load(cls, checkpoint, device, dtype, attend, cuda_graphs, compile_head)
+        return load(cls, checkpoint, device, dtype, attend, cuda_graphs, compile_head, quantize, offload)
 
     @torch.no_grad()  # and not inference_mode: a user may go on to edit the bits
     def generate(
@@ -72,6 +76,7 @@ class BitDancePipeline(Pipeline):
         *,
         callback: Callback | None = None,
         cancel: Cancel | None = None,
+        progress: bool | None = None,
         **settings: Any,
     ) -> GenerateOutput:
         """Draw `num_images` images of a prompt. The same arguments mean the same noise on every device.
@@ -79,8 +84,8 @@ class BitDancePipeline(Pipeline):
         Size (pixels), steps and guidance default to the model's own; with `init_bits` the size is theirs. guidance <= 1
         draws without an unconditional branch. `callback(patch, patches, bits)` is called after each drawn patch with
         the grid so far (n, C, h, w): +-1, and 0 where nothing is drawn yet. `cancel()` is called before every network
-        evaluation and stops the run with `Cancelled` when it returns True. Raises BitDanceError for invalid settings
-        before any work.
+        evaluation and stops the run with `Cancelled` when it returns True. `progress` shows a bar over the
+        patches; None: in notebooks only. Raises BitDanceError for invalid settings before any work.
 
         `settings` are the other arguments of `request`:
 
@@ -95,7 +100,7 @@ class BitDancePipeline(Pipeline):
         """
         size = {"height": height, "width": width, "num_images": num_images}
         request = self.check(seed, prompt=prompt, steps=steps, guidance=guidance, **size, **settings)
-        return self._draw(request, seed, callback, cancel)
+        return self._draw(request, seed, callback, cancel, progress)
 
     def request(
         self,
