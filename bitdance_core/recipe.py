@@ -41,11 +41,24 @@ def make(
     are the user's words for model and tokenizer, `stamp` the model's family, fingerprint and dtype. Folders are not
     written: they would tell strangers a user's name.
     """
-    kept = {name: value for name, value in settings.items() if value is not None and value is not False}
+    kept = {name: _plain(name, value) for name, value in settings.items() if value is not None and value is not False}
     model = {"name": public_name(source), **stamp}
     if tokenizer is not None:
         model["tokenizer"] = public_name(tokenizer)
     return {"version": __version__, "model": model, "device": device.partition(":")[0], "settings": kept}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Write a number in one way, whether it came as 2 or as 2.0."""
+    if name == "guidance_interval":
+        return [float(time) for time in value]
+    return float(value) if TYPES[name] is NUMBER else value
+
+
+def model_stamp(family: str, fingerprint: str, dtype: str, quantize: str | None) -> dict[str, str]:
+    """Identify a model and the types that it computes in, for recipes and the manifest of a batch."""
+    stamp = {"family": family, "fingerprint": fingerprint, "dtype": dtype}
+    return stamp if quantize is None else stamp | {"quantize": quantize}
 
 
 def public_name(source: str | Path) -> str:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from environment import ROOT
+ROOT = Path(__file__).parents[1]
 
 
 def import_pack(comfyui: Path) -> ModuleType:

@@ -39,6 +39,7 @@ class RunSettings:
     out: Path
     stamp: dict[str, str]
     metadata: bool = True
+    offload: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def load(settings: RunSettings) -> Pipeline:
     """Load the model of a run."""
     tokenizer = None if settings.tokenizer is None else Path(settings.tokenizer)
     checkpoint = read_checkpoint(locate(settings.source), tokenizer)
-    return load_pipeline(checkpoint, settings.device, devices.COMPUTE_DTYPES[settings.dtype])
+    how = {"quantize": settings.stamp.get("quantize"), "offload": settings.offload}
+    return load_pipeline(checkpoint, settings.device, devices.COMPUTE_DTYPES[settings.dtype], **how)
 
 
 def draw_job(pipe: Pipeline, job: Job, settings: RunSettings) -> Outcome:

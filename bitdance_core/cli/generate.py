@@ -10,10 +10,10 @@ from ..bits.grid import BitGrid, save_bits
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.fingerprint import files_of, fingerprint
 from ..checkpoints.locate import locate
-from ..devices import choose
 from ..errors import BitDanceError
 from ..pipeline import GenerateOutput, Pipeline, load_pipeline, outline
-from ..recipe import make, public_name
+from ..pipeline.loading import choose
+from ..recipe import make, model_stamp, public_name
 from .editing import Start, add_editing_options, edit_arguments, read_start
 from .options import DEFAULT_MODEL, add_drawing_options
 from .pictures import check_output, check_writable, save
@@ -55,19 +55,19 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(locate(args.model), args.tokenizer and Path(args.tokenizer))
     found = fingerprint(files_of(checkpoint.components))
     check_model(args, expected, found)
-    plain = outline(checkpoint)
+    device, dtype = choose(args.device, args.dtype, False, args.quantize, args.offload)
+    plain = outline(checkpoint, args.quantize, args.offload)
     check_options(args, plain)
     start = read_start(args, plain)
     arguments = subject_of(args, plain, start) | plain.settings(vars(args))
     edit = edit_arguments(args, start, plain)
     stand_in = {} if start is None else {"init_bits": start.stand_in(plain.tokenizer.channels)}
-    request, (device, dtype) = plain.check(**arguments, **edit, **stand_in), choose(args.device, args.dtype)
-    plain.check_memory(request, device, dtype)
-    pipe = load_pipeline(checkpoint, device, dtype)
+    plain.check_memory(plain.check(**arguments, **edit, **stand_in), device, dtype)
+    pipe = load_pipeline(checkpoint, device, dtype, quantize=args.quantize, offload=args.offload)
     if start is not None:
         edit["init_bits"] = start.encode(pipe)
     output = pipe.generate(**arguments, **edit, progress=True)
-    stamp = {"family": pipe.config.family, "fingerprint": found, "dtype": str(dtype).removeprefix("torch.")}
+    stamp = model_stamp(pipe.config.family, found, str(dtype).removeprefix("torch."), args.quantize)
     made = make(arguments | named_files(args), args.model, args.tokenizer, stamp, str(device))
     write(args, output, None if args.no_metadata else made, pipe.tokenizer.downscale)
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 
 from ..devices import COMPUTE_DTYPES
+from ..pipeline.loading import QUANTIZE
 from ..sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from ..sampling.settings import Sampling
 
@@ -37,6 +38,10 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(name, type=kind, nargs=count, metavar="N", help=option.metadata["help"])
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--allow-untrained-size", action="store_true", help="try a size the model was not trained for")
+    parser.add_argument("--quantize", choices=QUANTIZE, help="store the layers' weights in one byte each")
+    parser.add_argument(
+        "--offload", action="store_true", help="stream the language model from system memory to the GPU"
+    )
     parser.add_argument(
         "--no-metadata",
         action="store_true",

@@ -45,6 +45,7 @@ def fill(args: argparse.Namespace) -> str | None:
             setattr(args, name, value)
     if args.dtype is None and found["model"]["dtype"] in COMPUTE_DTYPES:
         args.dtype = found["model"]["dtype"]
+    args.quantize = args.quantize or found["model"].get("quantize")
     _name_model(args, found["model"])
     return found["model"]["fingerprint"]
 

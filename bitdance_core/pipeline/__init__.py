@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
+from ..model.streaming import StreamedLayers
 from ..tokenizer import BinaryTokenizer
-from .base import Pipeline
+from .base import Pipeline, backbone_of
 from .classes import ImageNetPipeline
-from .loading import load
+from .loading import load, prepare
 from .output import GenerateOutput, sheet
 from .text import BitDancePipeline
 
@@ -27,7 +28,14 @@ def load_pipeline(checkpoint: TextCheckpoint | ClassCheckpoint, *options: Any, *
     return load(PIPELINES[type(checkpoint)], checkpoint, *options, **named)
 
 
-def outline(checkpoint: TextCheckpoint | ClassCheckpoint) -> Pipeline:
+def outline(
+    checkpoint: TextCheckpoint | ClassCheckpoint, quantize: str | None = None, offload: bool = False
+) -> Pipeline:
     """Make a pipeline without weights, which checks the arguments of `generate` (by `request`) and draws nothing."""
+    model = checkpoint.build()
+    prepare(model, quantize)
+    if offload:
+        backbone = backbone_of(model)
+        backbone.layers = StreamedLayers(backbone.layers, torch.device("meta"))
     tokenizer = BinaryTokenizer(checkpoint.tokenizer.build(), torch.device("meta"), torch.float32)
-    return PIPELINES[type(checkpoint)](checkpoint.build(), tokenizer, checkpoint.prompts)
+    return PIPELINES[type(checkpoint)](model, tokenizer, checkpoint.prompts)

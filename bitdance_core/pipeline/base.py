@@ -84,7 +84,7 @@ class Pipeline:
     @property
     def _layers(self) -> nn.ModuleList:
         """The layers of the language model, or of a class model's backbone."""
-        return getattr(self.model, "backbone", self.model).layers
+        return backbone_of(self.model).layers
 
     @property
     def config(self) -> BitDanceConfig | ImageNetConfig:
@@ -177,6 +177,11 @@ class Pipeline:
             check_cancelled(cancel)
             images += to_images(self.tokenizer.decode(row, generator))
         return GenerateOutput(images, (bits > 0).cpu())
+
+
+def backbone_of(model: BitDance | ImageNetModel) -> nn.Module:
+    """Return the part of a model that has its language model's layers: a class model is one with them."""
+    return getattr(model, "backbone", model)
 
 
 def _size(weight: Tensor, dtype: torch.dtype) -> int:

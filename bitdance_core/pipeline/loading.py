@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from .. import devices
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
@@ -15,9 +16,12 @@ from ..model.int8 import quantize_layers
 from ..model.streaming import StreamedLayers
 from ..sampling.patch import compiled_velocity
 from ..tokenizer import BinaryTokenizer
-from .base import Pipeline
+from .base import Pipeline, backbone_of
 
 Kind = TypeVar("Kind", bound=Pipeline)
+
+
+QUANTIZE = ("int8",)  # formats that weights are quantized to while they are loaded
 
 
 def load(
@@ -34,16 +38,21 @@ def load(
     """Load a recognised model; the options are those of `BitDancePipeline.from_pretrained`."""
     device, dtype = choose(device, dtype, cuda_graphs, quantize, offload)
     model, autoencoder = checkpoint.build(attend=attend), checkpoint.tokenizer.build()
-    if quantize is not None:
-        quantize_layers(model, LAYERS.fullmatch)
+    prepare(model, quantize)
     parts = [*checkpoint.modules(model), (autoencoder, checkpoint.tokenizer.component)]
-    backbone = getattr(model, "backbone", model)
+    backbone = backbone_of(model)
     streamed = [f"layers.{name}" for name, _ in backbone.layers.named_parameters()] if offload else []
     load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight", *streamed))
     if offload:
         backbone.layers = StreamedLayers(backbone.layers, device)
     velocity = compiled_velocity(model.head, frozen=device.type == "cpu") if compile_head else None
     return kind(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, cuda_graphs, velocity)
+
+
+def prepare(model: nn.Module, quantize: str | None) -> None:
+    """Let a network without weights quantize the matrices of its layers when they are read."""
+    if quantize is not None:
+        quantize_layers(model, LAYERS.fullmatch)
 
 
 def choose(
@@ -58,8 +67,8 @@ def choose(
     """
     device, dtype = devices.choose(device, dtype)
     devices.check_graphs(device, cuda_graphs)
-    if quantize not in (None, "int8"):
-        raise BitDanceError(f'quantize must be "int8" or None, found {shorten(quantize)}')
+    if quantize not in (None, *QUANTIZE):
+        raise BitDanceError(f"quantize must be None or {', '.join(map(repr, QUANTIZE))}, found {shorten(quantize)}")
     if offload and device.type == "cpu":
         raise BitDanceError(
             "offload streams the language model from system memory to a graphics card; there is nothing to stream to "

@@ -7,10 +7,15 @@ import torch
 from torch import nn
 
 import golden
+from batches import batch, files, write_lines
 from bitdance_core import BitDanceError, BitDancePipeline, ImageNetPipeline
+from bitdance_core.checkpoints.checkpoint import read_checkpoint
 from bitdance_core.checkpoints.load import LAYERS
+from bitdance_core.checkpoints.locate import locate
+from bitdance_core.cli import main
 from bitdance_core.model.int8 import Int8Linear, quantize
 from bitdance_core.model.streaming import SLOTS, LayerStream, StreamedLayers
+from bitdance_core.pipeline import outline
 from bitdance_core.pipeline.loading import choose
 
 P16, TINY = golden.DATA / "t2i_p16", golden.DATA / "imagenet" / "tiny_4x.pt"
@@ -115,7 +120,7 @@ def test_every_tensor_of_a_layer_comes_from_the_device():
     ("options", "words"),
     [
         ({"offload": True}, "nothing to stream to the cpu, leave it out"),
-        ({"quantize": "int4"}, "quantize must be \"int8\" or None, found 'int4'"),
+        ({"quantize": "int4"}, "quantize must be None or 'int8', found 'int4'"),
         ({"quantize": True}, "quantize must be"),
         ({"quantize": ["int8"]}, "quantize must be"),
     ],
@@ -131,3 +136,32 @@ def test_offload_and_graphs_exclude_each_other(monkeypatch):
     with pytest.raises(BitDanceError, match="cuda_graphs cannot record; leave one out"):
         choose(None, None, cuda_graphs=True, quantize=None, offload=True)
     assert choose(None, None, cuda_graphs=False, quantize="int8", offload=True)[0].type == "cuda"
+
+
+def test_the_command_line_has_both(tmp_path, capsys):
+    """int8 is in the recipe and drawn again; batch draws the same; on a CPU there is nothing to stream to."""
+    size = ["--height", "32", "--width", "32", "--steps", "1", "--device", "cpu", "--model", str(P16)]
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    assert main(["generate", "a cat", *size, "--quantize", "int8", "-o", str(first)]) == 0
+    assert main(["generate", "--from", str(first), *size[-4:], "-o", str(again)]) == 0
+    assert first.read_bytes() == again.read_bytes()
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a cat"})
+    assert batch(prompts, tmp_path / "out", *size, "--quantize", "int8") == 0
+    assert files(tmp_path / "out")["00000.png"] == first.read_bytes()
+    capsys.readouterr()
+    assert batch(prompts, tmp_path / "out", *size) == 1
+    assert "drawn with model quantize 'int8', not None" in capsys.readouterr().err
+    assert main(["generate", "a cat", *size, "--offload", "-o", str(again)]) == 1
+    assert batch(prompts, tmp_path / "new", *size, "--offload") == 1
+    assert capsys.readouterr().err.count("nothing to stream to the cpu") == 2
+
+
+def test_the_memory_of_what_is_streamed_or_in_int8_is_not_counted():
+    checkpoint = read_checkpoint(locate("builtin"))
+    whole = outline(checkpoint)._weight_bytes(CPU, torch.bfloat16)
+    streamed = outline(checkpoint, offload=True)._weight_bytes(CPU, torch.bfloat16)
+    assert outline(checkpoint, "int8", True)._weight_bytes(CPU, torch.bfloat16) < streamed < whole
+    loaded = BitDancePipeline.from_pretrained("builtin", device="cpu", dtype="bfloat16", quantize="int8")
+    counted = loaded._weight_bytes(CPU, torch.bfloat16)
+    assert counted == outline(checkpoint, "int8")._weight_bytes(CPU, torch.bfloat16)
+    assert counted == sum(w.nbytes for m in (loaded.model, loaded.tokenizer.autoencoder) for w in m.parameters())

@@ -132,7 +132,7 @@ def test_allocators_of_the_cpu_are_caught(fail, tmp_path, capsys, monkeypatch):
     assert "huge could not be drawn: not enough memory on cpu" in capsys.readouterr().err
     assert list(manifest(tmp_path / "out")) == ["small"]
     arguments = ["generate", "huge", *settings, "-o", tmp_path / "x.png"]
-    monkeypatch.setattr(cli.generate, "load_pipeline", lambda *_: fail())
+    monkeypatch.setattr(cli.generate, "load_pipeline", lambda *_, **__: fail())
     assert cli.main([str(argument) for argument in arguments]) == 1
     assert capsys.readouterr().err == "bitdance: not enough memory on cpu; draw fewer or smaller pictures at once\n"
 
