@@ -11,12 +11,12 @@ from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.fingerprint import files_of, fingerprint
 from ..checkpoints.locate import locate
 from ..errors import BitDanceError
-from ..pipeline import GenerateOutput, Pipeline, load_pipeline, outline
+from ..pipeline import Pipeline, load_pipeline, outline
 from ..pipeline.loading import choose
 from ..recipe import make, model_stamp, public_name
 from .editing import Start, add_editing_options, edit_arguments, read_start
 from .options import DEFAULT_MODEL, add_drawing_options
-from .pictures import check_output, check_writable, save
+from .pictures import check_apart, check_output, check_writable, save
 from .repeat import check_model, fill
 
 
@@ -62,25 +62,32 @@ def run(args: argparse.Namespace) -> None:
     arguments = subject_of(args, plain, start) | plain.settings(vars(args))
     edit = edit_arguments(args, start, plain)
     stand_in = {} if start is None else {"init_bits": start.stand_in(plain.tokenizer.channels)}
-    plain.check_memory(plain.check(**arguments, **edit, **stand_in), device, dtype)
+    request = plain.check(**arguments, **edit, **stand_in)
+    plain.check_memory(request, device, dtype)
+    paths = picture_paths(args.out, request.num_images)
+    check_apart(paths, files_read(args))
     pipe = load_pipeline(checkpoint, device, dtype, quantize=args.quantize, offload=args.offload)
     if start is not None:
         edit["init_bits"] = start.encode(pipe)
     output = pipe.generate(**arguments, **edit, progress=True)
     stamp = model_stamp(pipe.config.family, found, str(dtype).removeprefix("torch."), args.quantize)
     made = make(arguments | named_files(args), args.model, args.tokenizer, stamp, str(device))
-    write(args, output, None if args.no_metadata else made, pipe.tokenizer.downscale)
-
-
-def write(args: argparse.Namespace, output: GenerateOutput, recipe: dict[str, Any] | None, step: int) -> None:
-    """Write the pictures and the bits, and print the pictures' names."""
-    paths = [args.out.with_stem(f"{args.out.stem}_{number}") for number in range(1, len(output.images) + 1)]
-    paths = [args.out] if len(paths) == 1 else paths
     for image, path in zip(output.images, paths):
-        save(image, path, recipe)
+        save(image, path, None if args.no_metadata else made)
     if args.save_bits is not None:
-        save_bits(BitGrid.from_bits(output.bits, step, args.prompt), args.save_bits)
+        save_bits(BitGrid.from_bits(output.bits, pipe.tokenizer.downscale, args.prompt), args.save_bits)
     print("\n".join(map(str, paths)))  # at last: a closed standard output must cost no picture
+
+
+def picture_paths(out: Path, count: int) -> list[Path]:
+    """Return the file of each picture: `out` itself for one, OUT_1, OUT_2, … for several."""
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}_{number}") for number in range(1, count + 1)]
+
+
+def files_read(args: argparse.Namespace) -> list[Path]:
+    """Return the pictures that the options name."""
+    masks = [Path(mask) for _, mask in args.region or ()]
+    return [path for path in (args.repeat, args.init, args.mask, *masks) if path is not None]
 
 
 def check_options(args: argparse.Namespace, plain: Pipeline) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,15 @@ def check_writable(path: Path) -> None:
         raise MissingFileError(f"the folder {folder} does not exist")
     if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise BitDanceError(f"{path} cannot be written")
+
+
+def check_apart(targets: Sequence[Path], images: Sequence[Path]) -> None:
+    """Raise BitDanceError if writing a target would overwrite a file that is read, under whatever name or link."""
+    for target in targets:
+        if target.exists() and any(target.samefile(image) for image in images):
+            raise BitDanceError(
+                f"--out would overwrite the picture '{target}' itself; give another file, or another folder"
+            )
 
 
 def make_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from ..errors import BitDanceError
 from ..sampling.editing import crop_to_tokens
 from ..tokenizer import BinaryTokenizer, to_images, to_pixels, to_rgb
 from .options import add_device_options
-from .pictures import PICTURE_FORMATS, check_output, make_folder, opened, save
+from .pictures import PICTURE_FORMATS, check_apart, check_output, make_folder, opened, save
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -78,12 +78,3 @@ def reconstruction_targets(images: Sequence[Path], out: Path | None) -> list[Pat
     if len({target.name.casefold() for target in targets}) < len(targets):
         raise BitDanceError("two of the pictures have the same name, and would overwrite each other; rename one")
     return targets
-
-
-def check_apart(targets: Sequence[Path], images: Sequence[Path]) -> None:
-    """Raise BitDanceError if writing a target would overwrite a picture that is read, under whatever name or link."""
-    for target in targets:
-        if target.exists() and any(target.samefile(image) for image in images):
-            raise BitDanceError(
-                f"--out would overwrite the picture '{target}' itself; give another file, or another folder"
-            )

@@ -83,6 +83,17 @@ def test_an_edit_asks_for_its_files(tmp_path, capsys):
     assert first.read_bytes() == again.read_bytes()
 
 
+def test_no_picture_that_is_read_is_overwritten(tmp_path, capsys):
+    first = tmp_path / "bitdance.png"
+    model = ["--model", P16, "--device", "cpu"]
+    assert generate("a cat", *model, *SMALL, "-o", first) == 0
+    before = first.read_bytes()
+    capsys.readouterr()
+    for read in (["--from", first], ["--init", first, "--denoise", 0.5], ["--region", "a dog", first, *SMALL]):
+        assert generate("a dog", *model, *read, "-o", first) == 1
+        assert "--out would overwrite the picture" in capsys.readouterr().err and first.read_bytes() == before
+
+
 def test_no_folder_of_the_user_and_no_recipe_where_none_is_wanted(tmp_path):
     """Only the last part of a path is written; other formats, and --no-metadata, carry nothing."""
     model = shutil.copytree(P16, tmp_path / "secret" / "model")
