@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -11,11 +11,32 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+ALIGNMENT = 64  # bytes, of tensors in a buffer
 SLOTS = 2  # one layer is computed while the next is copied
 
 
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:
     return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+
+
+def pack(tensors: Sequence[Tensor], allocate: Callable[[int], Tensor]) -> None:
+    """Move tensors into few buffers of bytes, each a power of two: PyTorch rounds pinned memory up to one, so that
+    tensors on their own would take up to twice their size. One tensor after another: no second copy of all exists.
+    """
+    rest = sum(map(_aligned, tensors))
+    buffer, used = allocate(0), 0
+    for tensor in tensors:
+        size = _aligned(tensor)
+        if used + size > len(buffer):
+            below = 1 << (rest.bit_length() - 1)
+            buffer, used = allocate(max(below, 1 << (size - 1).bit_length())), 0
+        place = buffer[used : used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        tensor.data = place.copy_(tensor)
+        used, rest = used + size, rest - size
+
+
+def _aligned(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
 
 class LayerStream:
@@ -29,8 +50,7 @@ class LayerStream:
         self.device = device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._copies is not None:
-            for tensor in _tensors(layers).values():  # one after another: no second copy of all
-                tensor.data = tensor.data.pin_memory()
+            pack(list(_tensors(layers).values()), partial(torch.empty, dtype=torch.uint8, pin_memory=True))
         self._weights = [_tensors(layer) for layer in layers]
         like = self._weights[0]
         self._slots = [{name: torch.empty_like(t, device=device) for name, t in like.items()} for _ in range(SLOTS)]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import golden
 from batches import batch, files, write_lines
@@ -14,7 +14,7 @@ from bitdance_core.checkpoints.load import LAYERS
 from bitdance_core.checkpoints.locate import locate
 from bitdance_core.cli import main
 from bitdance_core.model.int8 import Int8Linear, quantize
-from bitdance_core.model.streaming import SLOTS, LayerStream, StreamedLayers
+from bitdance_core.model.streaming import SLOTS, LayerStream, StreamedLayers, pack
 from bitdance_core.pipeline import outline
 from bitdance_core.pipeline.loading import choose
 
@@ -102,6 +102,27 @@ def test_each_layer_is_there_at_its_turn(count):
         assert stream.fetch(index)["weight"].item() == index
     copies = {tensor.data_ptr() for slot in stream._slots for tensor in slot.values()}
     assert len(copies) == SLOTS and not copies & {layer.weight.data_ptr() for layer in layers}
+
+
+def test_packed_tensors_keep_their_values_and_waste_little():
+    """Sizes of a 14B layer, in thousandths, in two types; every buffer is a power of two."""
+    generator, buffers = torch.Generator().manual_seed(0), []
+    shapes = [(72, 72), (14, 72), (14, 72), (72, 72), (245, 72), (245, 72), (72, 245), (72,)] * 40
+    kinds = (torch.bfloat16, torch.float32)
+    tensors = [torch.randn(s, generator=generator).to(kinds[k % 2]) for k, s in enumerate(shapes)]
+    before = [tensor.clone() for tensor in tensors]
+
+    def allocate(size):
+        buffers.append(torch.empty(size, dtype=torch.uint8))
+        return buffers[-1]
+
+    pack(tensors, allocate)
+    assert all(map(torch.equal, tensors, before))
+    used = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in sorted(tensors, key=Tensor.data_ptr)]
+    assert all(end <= start for (_, end), (start, _) in zip(used, used[1:])), "none overlaps another"
+    sizes = [len(buffer) for buffer in buffers[1:]]
+    assert all(size & (size - 1) == 0 for size in sizes)
+    assert sum(sizes) < 1.1 * sum(tensor.nbytes for tensor in tensors)
 
 
 def test_every_tensor_of_a_layer_comes_from_the_device():
