@@ -34,7 +34,7 @@ def add_editing_options(parser: argparse.ArgumentParser) -> None:
         "--denoise", type=float, metavar="X", help="how much to redraw: 0 keeps all, 1 nothing (default: 1)"
     )
     group.add_argument(
-        "--mask", type=Path, metavar="IMAGE", help="white where to redraw, black where to keep; a grey below 0.5 keeps"
+        "--mask", type=Path, metavar="IMAGE", help="white where to redraw, black where to keep; darker than half keeps"
     )
     group.add_argument(
         "--outpaint",
