@@ -1,6 +1,7 @@
 """Measure the sensitivity of each layer group of the built-in model to quantization, in ComfyUI's formats.
 
 python -m benchmarks.eval_quantization --prompts 6
+python -m benchmarks.eval_quantization --core              # `from_pretrained(…, quantize="int8")`, without ComfyUI
 
 Agreement: redraw each patch of a picture alone, from the same noise, and count the bits that do not change. So the
 error of one patch does not change the input of the next.
@@ -56,18 +57,24 @@ def main() -> None:
     )
     parser.add_argument("--meaning", type=int, default=20, help="pictures to draw and recognise (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="COLUMN", help='titles, such as "fp8_e4m3fn, inputs too"')
+    parser.add_argument("--core", action="store_true", help="measure the core's own int8 alone")
     args = parser.parse_args()
-    import_pack(ensure_comfyui())
-    quantize = importlib.import_module("pack.nodes.comfy.quantize")
-    scale_inputs = importlib.import_module("pack.nodes.comfy.float8").with_input_scales
     pipe = BitDancePipeline.from_pretrained("builtin", device="cpu")
-    columns = [(choice, "") for choice in quantize.choices()]
-    columns += [("fp8_e4m3fn", INPUTS), *((choice, WEIGHTS) for choice, _ in columns if "w4a" in choice)]
-    columns = [column for column in columns if not args.only or title(column) in args.only]
     rng = np.random.default_rng(0)
     pictures = [random_picture(rng) for _ in range(max(args.prompts, args.meaning))]
     before = [pipe.generate(p.prompt, seed=seed).bits for seed, p in enumerate(pictures[: args.prompts])]
     print(hardware.describe())
+    if args.core:
+        own = BitDancePipeline.from_pretrained("builtin", device="cpu", quantize="int8")
+        print(f"bits of {args.prompts} pictures that agree: {100 * agreement(own, pictures, before):.2f} %")
+        print(f"pictures that show all four words: {meaning(own, pictures[: args.meaning])} of {args.meaning}")
+        return
+    import_pack(ensure_comfyui())
+    quantize = importlib.import_module("pack.nodes.comfy.quantize")
+    scale_inputs = importlib.import_module("pack.nodes.comfy.float8").with_input_scales
+    columns = [(choice, "") for choice in quantize.choices()]
+    columns += [("fp8_e4m3fn", INPUTS), *((choice, WEIGHTS) for choice, _ in columns if "w4a" in choice)]
+    columns = [column for column in columns if not args.only or title(column) in args.only]
     print(f"| bits of {args.prompts} pictures that agree | parameters |", end="")
     print("".join(f" {title(column)} |" for column in columns))
     print("| --- " * (2 + len(columns)) + "|", flush=True)

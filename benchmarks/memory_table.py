@@ -17,25 +17,14 @@ from bitdance_core.model.text_config import PUBLISHED_CONFIGS
 from scripts.environment import ensure_all, run
 
 try:
-    import torch
+    import torch  # noqa: F401
 except ImportError:  # outside the environment that the demo and the tests run in
     sys.exit(run(ensure_all()[0], "-m", "benchmarks.memory_table", *sys.argv[1:]))
 
-from bitdance_core.checkpoints.load import LAYERS
-from bitdance_core.checkpoints.quantization import FORMATS
-from bitdance_core.model.grid import Grid
-from bitdance_core.model.text_config import BitDanceConfig
-from bitdance_core.model.text_model import BitDance
+from bitdance_core.cards import CARDS, GB, PRECISIONS, drawing_of, grid_of, parts_of, room_of, split, weight_bytes
 from bitdance_core.model.tokenizer_network import BinaryAutoencoder
-from bitdance_core.sampling.memory import decoding_bytes, drawing_bytes
+from bitdance_core.sampling.memory import decoding_bytes
 
-GB = 1e9
-# bits per weight of a layer's matrix, scales included; all other weights are bfloat16. 4 bits of convrot_w4a4 with a
-# scale a row, but 8 of the layers that it spares
-PRECISIONS = {"bf16": 16.0, "fp8 or int8": 8.0, "nvfp4, asym_w4a8_int8": 4.5, "convrot_w4a4": 4.0}
-SPARED = FORMATS["convrot_w4a4"].spares
-CARDS = (8, 12, 16, 24, 48)  # GiB, sold as GB
-PROMPT, UNCONDITIONAL = 64, 4  # tokens of a prompt of about 50 words in its template, and of the empty template
 TILE = 512  # side of a tile of VAE Decode (Tiled), in pixels
 
 
@@ -69,57 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for card in CARDS:
         cells = []
         for bits in PRECISIONS.values():
-            found = split(config, bits, card * 2**30 - args.reserve * GB - drawing)
+            found = split(config, bits, room_of(card, args.reserve * GB) - drawing)
             if found is None:
                 cells.append("too small")
             else:
                 seconds = (grid.num_patches + 1) * found[1] / GB / args.bus
                 cells.append(f"{found[0] / GB:.1f} + {found[1] / GB:.1f}" + (f", {seconds:.0f} s" if seconds else ""))
         print(f"| {card} GB | {' | '.join(cells)} |")
-
-
-def parts_of(config: BitDanceConfig, bits: float) -> tuple[int, int]:
-    """Return bytes of the language model and projector (without the embedding, kept on the CPU), and of the head."""
-    model = BitDance(config, device="meta")
-    backbone = weight_bytes(model, "backbone.", bits) - weight_bytes(model, "backbone.embed_tokens.", bits)
-    return backbone + weight_bytes(model, "projector.", bits), weight_bytes(model, "head.", bits)
-
-
-def weight_bytes(model: torch.nn.Module, prefix: str, bits: float) -> int:
-    """Return the bytes of the parameters with a prefix, with `bits` per quantized weight."""
-    return sum(
-        int(weight.numel() * (_bits(name, bits) / 8 if weight.ndim == 2 and LAYERS.fullmatch(name) else 2))
-        for name, weight in model.named_parameters()
-        if name.startswith(prefix)
-    )
-
-
-def _bits(name: str, bits: float) -> float:
-    return 8.0 if bits == 4.0 and SPARED.fullmatch(name) else bits
-
-
-def grid_of(config: BitDanceConfig) -> Grid:
-    height, width = config.defaults.default_size
-    downscale = config.autoencoder.downscale
-    return Grid(height // downscale, width // downscale, config.patch_size)
-
-
-def drawing_of(config: BitDanceConfig, batch: int) -> int:
-    """Return the bytes of drawing other than weights, with guidance, in bfloat16."""
-    opening = 2 + config.tokens_per_patch
-    lengths = [PROMPT + opening, UNCONDITIONAL + opening]
-    return drawing_bytes(config, grid_of(config), lengths, batch, config.defaults.steps, 2)
-
-
-def split(config: BitDanceConfig, bits: float, room: float) -> tuple[float, float] | None:
-    """Return bytes of the language model that fit `room` beside the head, and those to stream; None: too small."""
-    language_model, head = parts_of(config, bits)
-    room -= head
-    if language_model <= room:
-        return language_model, 0.0
-    # one layer is computed while the next is copied
-    room -= 2 * language_model / config.backbone.num_layers
-    return None if room < 0 else (room, language_model - room)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m bitdance_core`: see cli.py."""
+"""`python -m bitdance_core`: see cli/."""
 
 import sys
 

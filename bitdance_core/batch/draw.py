@@ -16,6 +16,7 @@ from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.locate import locate
 from ..errors import BitDanceError, is_out_of_memory
 from ..pipeline import Pipeline, load_pipeline
+from ..recipe import make
 from ..version import __version__
 from .jobs import Job, contents
 from .manifest import write
@@ -26,7 +27,10 @@ Outcome = dict[str, Any] | str
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The model, device and folder of a run, the same on every machine. `stamp` identifies the model and its dtype."""
+    """The model, device and folder of a run, the same on every machine. `stamp` identifies the model and its dtype.
+
+    `metadata`: whether pictures carry their recipes.
+    """
 
     source: str
     tokenizer: str | None
@@ -34,6 +38,8 @@ class RunSettings:
     dtype: str
     out: Path
     stamp: dict[str, str]
+    metadata: bool = True
+    offload: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ def load(settings: RunSettings) -> Pipeline:
     """Load the model of a run."""
     tokenizer = None if settings.tokenizer is None else Path(settings.tokenizer)
     checkpoint = read_checkpoint(locate(settings.source), tokenizer)
-    return load_pipeline(checkpoint, settings.device, devices.COMPUTE_DTYPES[settings.dtype])
+    how = {"quantize": settings.stamp.get("quantize"), "offload": settings.offload}
+    return load_pipeline(checkpoint, settings.device, devices.COMPUTE_DTYPES[settings.dtype], **how)
 
 
 def draw_job(pipe: Pipeline, job: Job, settings: RunSettings) -> Outcome:
@@ -70,8 +77,10 @@ def draw_job(pipe: Pipeline, job: Job, settings: RunSettings) -> Outcome:
         if not is_out_of_memory(error):
             raise
         return f"not enough memory on {pipe.device}"
+    made = make(job.arguments, settings.source, settings.tokenizer, settings.stamp, str(pipe.device))
+    recipe = made if settings.metadata else None
     files = []
-    for name, data in zip(job.names, contents(job.plan["layout"], job.row, images)):
+    for name, data in zip(job.names, contents(job.plan["layout"], job.row, images, recipe)):
         write(settings.out / name, data, settings.out)
         files.append({"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
     return {

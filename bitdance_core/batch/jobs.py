@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import Any
 from PIL import Image
 
 from ..checkpoints.files import read_text
-from ..checkpoints.tensor_names import Component
 from ..errors import BitDanceError, shorten, whole_number
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, sheet
+from ..recipe import png_info
 from ..sampling.flow import SAMPLERS
 from ..sampling.settings import option_names
 
@@ -28,10 +26,10 @@ PICTURE_LAYOUTS = ("flat", "geneval", "dpg")
 WHOLE_NUMBERS = {"height": 1, "width": 1, "steps": 1, "seed": 0, "num_images": 1}
 TEXTS = ("prompt", "negative_prompt", "sampler")
 SETTINGS = (*WHOLE_NUMBERS, *TEXTS, *option_names(), "guidance", "labels", "id")
+EDITS = ("init", "bits", "denoise", "mask", "outpaint", "region")  # options that only `generate` has
 ID = re.compile(r"[\w-](?:[\w .-]{0,98}[\w-])?")
 # names that Windows reserves
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-EDGE_BYTES = 2**20  # read from each end of a file for its fingerprint
 
 
 @dataclass(frozen=True)
@@ -134,26 +132,12 @@ def check_row(row: Row, layout: str) -> None:
         raise row.refuse(f"unknown sampler '{sampler}', have: {', '.join(SAMPLERS)}")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(k, int | str) for k in labels)):
         raise row.refuse(f"labels must be a list of classes by name or number, found {shorten(labels)}")
+    if edits := [name for name in EDITS if data.get(name) is not None]:
+        raise row.refuse(f"{edits[0]} edits a picture, and batch only draws new ones; use generate --{edits[0]}")
     if (data.get("prompt") is None) == (labels is None):
         raise row.refuse("give either 'prompt' or, for an ImageNet model, 'labels'")
     if data.get("prompt") is not None and not data["prompt"].strip():
         raise row.refuse("the prompt is empty")
-
-
-def files_of(components: Iterable[Component]) -> list[Path]:
-    return list(dict.fromkeys(file for component in components for file in component.files))
-
-
-def fingerprint(files: Iterable[Path]) -> str:
-    """Hash the sizes and both ends of a model's files, which identify it without reading or naming them completely."""
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(size.to_bytes(8, "little") + file.read(EDGE_BYTES))
-            file.seek(max(0, size - EDGE_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def plan(row: Row, args: argparse.Namespace, model: Pipeline) -> Job:
@@ -203,26 +187,19 @@ def file_names(layout: str, name: str, count: int) -> list[str]:
     return [f"{name}.png"] if count == 1 else [f"{name}_{k}.png" for k in range(1, count + 1)]
 
 
-def contents(layout: str, row: Row, images: Sequence[Image.Image]) -> list[bytes]:
-    """Return the contents of the files of `file_names`, in their order."""
-    if layout == "geneval":
-        return [json.dumps(row.data).encode() + b"\n", *map(png, images)]
-    return [png(grid(images))] if layout == "dpg" else list(map(png, images))
+def contents(
+    layout: str, row: Row, images: Sequence[Image.Image], recipe: Mapping[str, Any] | None = None
+) -> list[bytes]:
+    """Return the contents of the files of `file_names`, in their order; each picture carries the recipe."""
+    if layout == "dpg":
+        return [png(sheet(images), recipe)]
+    first = [json.dumps(row.data).encode() + b"\n"] if layout == "geneval" else []
+    return [*first, *(png(image, recipe) for image in images)]
 
 
-def grid(images: Sequence[Image.Image]) -> Image.Image:
-    """Paste pictures of one size side by side, two in a row."""
-    width, height = images[0].size
-    columns = min(2, len(images))
-    whole = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))
-    for k, image in enumerate(images):
-        whole.paste(image, (k % columns * width, k // columns * height))
-    return whole
-
-
-def png(image: Image.Image) -> bytes:
+def png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", pnginfo=png_info(recipe))
     return buffer.getvalue()
 
 

@@ -16,13 +16,15 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from .. import devices
 from ..checkpoints.checkpoint import read_checkpoint
+from ..checkpoints.fingerprint import files_of, fingerprint
 from ..checkpoints.locate import builtin_models, locate
 from ..errors import BitDanceError, whole_number
 from ..pipeline import outline
+from ..pipeline.loading import choose
+from ..recipe import model_stamp
 from .draw import LocalProcess, Outcome, RunSettings
-from .jobs import Job, check_names, files_of, fingerprint, plan, read_rows
+from .jobs import Job, check_names, plan, read_rows
 from .manifest import MANIFEST, append, locked, resume
 
 
@@ -40,13 +42,14 @@ def run(args: argparse.Namespace) -> None:
     out = args.out.absolute()
     with locked(out), ExitStack() as stack:
         if args.ray is None:
-            executor = LocalProcess(*devices.choose(args.device, None))
+            executor = LocalProcess(*choose(args.device, None, False, args.quantize, args.offload))
         else:
             executor = stack.enter_context(import_distributed().connect(args.ray, args.workers, args.device))
         dtype = args.dtype or str(executor.dtype).removeprefix("torch.")
-        stamp = {"family": model.config.family, "fingerprint": fingerprint(files), "dtype": dtype}
+        stamp = model_stamp(model.config.family, fingerprint(files), dtype, args.quantize)
         tokenizer = args.tokenizer and absolute_source(args.tokenizer)
-        settings = RunSettings(absolute_source(args.model), tokenizer, str(executor.device), dtype, out, stamp)
+        settings = RunSettings(absolute_source(args.model), tokenizer, str(executor.device), dtype, out, stamp,
+                               not args.no_metadata, args.offload)  # fmt: skip
         done = resume(out, jobs, stamp)
         pending = [job for job in jobs if job.row.id not in done]
         failed = draw_and_record(pending, settings, executor, len(jobs))

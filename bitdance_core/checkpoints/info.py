@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
+from typing import Any
 
 from ..model.tokenizer_config import AutoencoderConfig
 from .checkpoint import ClassCheckpoint, TextCheckpoint, recognise
@@ -16,9 +18,13 @@ from .tokenizer_files import TokenizerCheckpoint
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def describe(source: Path | tuple[Path, ...]) -> str:
-    """Return a report on a model or a binary tokenizer. Raises BitDanceError if the model would not load."""
-    rows = _rows(recognise(source))
+def describe(source: Path | tuple[Path, ...], more: Callable[[Any], list[tuple[str, str]]] = lambda _: []) -> str:
+    """Return a report on a model or a binary tokenizer. Raises BitDanceError if the model would not load.
+
+    `more` gives further names and values for the recognised checkpoint.
+    """
+    checkpoint = recognise(source)
+    rows = [*_rows(checkpoint), *more(checkpoint)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BitDanceError
+from ..model.int8 import Int8Linear
 from .files import TensorFile, open_tensors
 from .quantization import FORMATS
 from .tensor_names import Component, Quantization, TensorInfo
@@ -47,7 +48,11 @@ def load_weights(
                 owner, _, leaf = name.rpartition(".")
                 weight = read_weight(file, info, target, dtype)
                 check_finite(weight, info)
-                setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+                layer = module.get_submodule(owner)
+                if isinstance(layer, Int8Linear) and leaf == "weight":
+                    layer.fill(weight)
+                else:
+                    setattr(layer, leaf, nn.Parameter(weight, requires_grad=False))
 
 
 def read_weight(file: TensorFile, info: TensorInfo, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import golden
 import hub_server
+from bitdance_core import __version__
+from bitdance_core.checkpoints.hub import DOWNLOADS
 from bitdance_core.cli import main
 from paths import ROOT
 
@@ -218,6 +220,17 @@ def test_a_download_that_does_not_fit_the_disk_does_not_start(tmp_path, capsys, 
     assert main(["download", "BitDance-B-1x", "--to", str(tmp_path / "new")]) == 1
     assert re.search(rf"2.0 GB .*disk of {tmp_path / 'new'} has 1.0 kB free", capsys.readouterr().err)
     assert not (tmp_path / "new").exists()
+
+
+def test_names_with_sizes_and_the_version_are_shown(capsys):
+    for arguments in (["download", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for name, published in DOWNLOADS.items():
+        assert re.search(rf"^ +{name} +{published.gigabytes:g} GB$", printed, re.M)
+    assert printed.endswith(f"bitdance {__version__}\n")
 
 
 def test_a_published_name_says_how_to_fetch_it(capsys):

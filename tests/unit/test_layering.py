@@ -17,7 +17,7 @@ LAYERS = [
     {"devices"},
     {"model"},
     {"checkpoints", "sampling"},
-    {"bits", "tokenizer"},
+    {"bits", "tokenizer", "recipe", "cards"},
     {"pipeline"},
     {"batch"},
     {"cli"},

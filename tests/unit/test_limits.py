@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def unreadable(monkeypatch):
     """Let every weight that is read fail the test."""
-    for module in (cli, draw):
+    for module in (cli.generate, draw):
         monkeypatch.setattr(module, "load_pipeline", lambda *_, **__: pytest.fail("weights are read"))
     monkeypatch.setattr(load, "load_weights", lambda *_, **__: pytest.fail("weights are read"))
 
@@ -147,7 +147,7 @@ def test_allocators_of_the_cpu_are_caught(fail, tmp_path, capsys, monkeypatch):
     assert "huge could not be drawn: not enough memory on cpu" in capsys.readouterr().err
     assert list(manifest(tmp_path / "out")) == ["small"]
     arguments = ["generate", "huge", *settings, "-o", tmp_path / "x.png"]
-    monkeypatch.setattr(cli, "load_pipeline", lambda *_: fail())
+    monkeypatch.setattr(cli.generate, "load_pipeline", lambda *_, **__: fail())
     assert cli.main([str(argument) for argument in arguments]) == 1
     assert capsys.readouterr().err == "bitdance: not enough memory on cpu; draw fewer or smaller pictures at once\n"
 
