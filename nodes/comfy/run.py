@@ -17,7 +17,6 @@ from ...bitdance_core.model.text_config import AutoencoderConfig, BitDanceConfig
 from ...bitdance_core.sampling.editing import Edit, make_edit
 from ...bitdance_core.sampling.generate import generate
 from ...bitdance_core.sampling.memory import check_request, request_bytes
-from ...bitdance_core.sampling.patch import HeadVelocity, compiled_velocity
 from ...bitdance_core.sampling.plan import Request
 from ...bitdance_core.sampling.settings import Sampling
 from ...bitdance_core.sampling.sizes import make_grid
@@ -28,6 +27,7 @@ from .model import BitDanceHost, check_model
 from .placement import Note, load_parts, prefetch_with_room
 from .prefetch import prefetching
 from .previews import Previews
+from .velocity import velocity_of
 
 # the inputs that an error about memory names; see `check_request`
 MEMORY_WIDGETS = {
@@ -167,7 +167,7 @@ def _draw(
             progress.after_patch if previewer else None,
             progress.before_evaluation,
             graphs,
-            compiled_head(model),
+            velocity_of(model, compute),
         )
     if graphs is not None:
         graphs.drop_unused()
@@ -248,9 +248,3 @@ def _edit(
         )
     start = bits.bits() if bits.packed is not None else None
     return make_edit(start, denoise, mask, grid, batch, autoencoder.bits, autoencoder.downscale)
-
-
-def compiled_head(model) -> HeadVelocity | None:
-    """Compile the head of a MODEL if TorchCompileModel set its options."""
-    options = model.model_options.get("torch_compile_kwargs")
-    return None if options is None else compiled_velocity(model.model.diffusion_model.head, **options)

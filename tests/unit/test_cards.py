@@ -1,4 +1,4 @@
-"""What `info` says of graphics cards agrees with the README and with what each card holds."""
+"""What `info` says of graphics cards agrees with the documents and with what each card holds."""
 
 import re
 
@@ -14,11 +14,11 @@ from paths import ROOT
 def test_a_published_model_fits_the_cards_that_are_named(config):
     rows = text_rows(config)
     assert len(rows) == len(PRECISIONS)
-    readme = (ROOT / "README.md").read_text("utf-8")
+    documents = "".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/memory.md"))
     for (_, line), bits in zip(rows, PRECISIONS.values()):
         amount, whole, streamed = map(float, re.findall(r"[\d.]+(?= GB)", line))
         needed = sum(parts_of(config, bits)) + drawing_of(config, 1)
-        assert amount == pytest.approx(needed / 1e9, abs=0.05) and f" {amount}" in readme
+        assert amount == pytest.approx(needed / 1e9, abs=0.05) and f" {amount}" in documents
         assert needed <= room_of(whole) and streamed < whole
         below = [card for card in CARDS if card < whole]
         assert below and all(needed > room_of(card) for card in below)
