@@ -13,18 +13,19 @@ from .bits import (
 )
 from .classes import BitDanceClassCondition
 from .comfy import folders
+from .comfy.outputs import running_server
 from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
 from .guard import guard
 from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer
 from .metrics import BitDanceCompareImages
 from .sampling import BitDanceNextPatchSampler, BitDanceSamplingOptions
-from .text import BitDanceTextEncode
+from .text import BitDancePrompt
 
 NODES: list[type[io.ComfyNode]] = [
     BitDanceLoadModel,
     BitDanceLoadFiles,
-    BitDanceTextEncode,
+    BitDancePrompt,
     BitDanceClassCondition,
     BitDanceEmptyBits,
     BitDanceNextPatchSampler,
@@ -50,6 +51,11 @@ for node in NODES:
 class BitDanceExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
+        if (server := running_server()) is not None:
+            from .comfy import neighbours, replacements  # late: they need ComfyUI's own nodes, and tests have none
+
+            await replacements.register(server)
+            neighbours.check_at_start(server, {node.GET_SCHEMA().node_id: node for node in NODES})
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

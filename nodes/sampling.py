@@ -122,7 +122,7 @@ class BitDanceNextPatchSampler(io.ComfyNode):
             options=options or Options(),
             allow_untrained_size=allow_untrained_size,
         )
-        return io.NodeOutput(drawn, ui={"text": notes} if notes else None)
+        return io.NodeOutput(drawn, ui={"text": notes})  # no note clears those of the last run
 
 
 class BitDanceSamplingOptions(io.ComfyNode):

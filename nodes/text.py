@@ -8,11 +8,11 @@ from .comfy.clip import check_clip
 from .sockets import ALIASES, CATEGORY
 
 
-class BitDanceTextEncode(io.ComfyNode):
+class BitDancePrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="BitDanceTextEncode",
+            node_id="BitDancePrompt",
             display_name="BitDance Text Encode",
             category=CATEGORY,
             description="Turns a prompt into token ids for the Next-Patch Sampler. CLIP Text Encode does the same.",
