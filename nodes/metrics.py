@@ -10,7 +10,7 @@ from ..bitdance_core.bits.grid import BitGrid
 from ..bitdance_core.bits.metrics import Reconstruction
 from ..bitdance_core.errors import BitDanceError
 from .bits import check_drawn
-from .sockets import ALIASES, CATEGORY, Bits
+from .sockets import CATEGORY, Bits
 
 MOST_CROPPED = 64  # pixels of a side: encoding crops fewer than this
 MOST_LISTED = 8  # images
@@ -24,7 +24,7 @@ class BitDanceCompareImages(io.ComfyNode):
             display_name="Compare Images",
             category=CATEGORY,
             description="Measures a reconstruction against its original: PSNR, SSIM and bits per pixel.",
-            search_aliases=[*ALIASES, "psnr", "ssim", "metrics", "quality", "reconstruction"],
+            search_aliases=["psnr", "ssim", "metrics", "quality", "reconstruction"],
             inputs=[
                 io.Image.Input("image", tooltip="The original, one image or more."),
                 io.Image.Input(

@@ -8,7 +8,7 @@ from ..bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from ..bitdance_core.sampling.settings import GUIDANCE_SCHEDULES
 from .comfy.effects import report_unfollowed
 from .comfy.run import Options, draw
-from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
+from .sockets import CATEGORY, Bits, SamplingOptions
 
 
 class BitDanceNextPatchSampler(io.ComfyNode):
@@ -20,7 +20,16 @@ class BitDanceNextPatchSampler(io.ComfyNode):
             category=CATEGORY,
             description="Draws pictures patch by patch: the language model reads the prompt and the patches so far, "
             "then the diffusion head draws all tokens of the next patch at once.",
-            search_aliases=[*ALIASES, "ksampler", "sample", "generate"],
+            search_aliases=[
+                "ksampler",
+                "text to image",
+                "txt2img",
+                "image to image",
+                "img2img",
+                "inpaint",
+                "image generation",
+                "autoregressive",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model."),
                 io.Conditioning.Input("positive", tooltip="The prompt, or the classes of an ImageNet model."),
@@ -133,7 +142,7 @@ class BitDanceSamplingOptions(io.ComfyNode):
             display_name="Sampling Options",
             category=CATEGORY,
             description="Further settings of the Next-Patch Sampler. The defaults change nothing.",
-            search_aliases=[*ALIASES, "guidance", "cfg schedule", "advanced", "time shift"],
+            search_aliases=["guidance", "cfg schedule", "advanced", "time shift"],
             inputs=[
                 io.Int.Input(
                     "last_steps",

@@ -29,7 +29,7 @@ function addText(node) {
         background: "var(--comfy-input-bg)",
         borderRadius: "4px",
     });
-    const widget = node.addDOMWidget(TEXT, "text", element, {
+    const widget = node.addDOMWidget(TEXT, "BITDANCE_TEXT", element, {
         serialize: false, // not in prompts
         hideOnZoom: false,
         getMinHeight: () => 64,
