@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import neighbours, replacements
 from .bits import (
     BitDanceBitsToLatent,
     BitDanceEmptyBits,
@@ -13,7 +14,7 @@ from .bits import (
 )
 from .classes import BitDanceClassCondition
 from .comfy import folders
-from .comfy.outputs import running_server
+from .comfy.host import running_server
 from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
 from .guard import guard
@@ -52,8 +53,6 @@ class BitDanceExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
         if (server := running_server()) is not None:
-            from .comfy import neighbours, replacements  # late: they need ComfyUI's own nodes, and tests have none
-
             await replacements.register(server)
             neighbours.check_at_start(server, {node.GET_SCHEMA().node_id: node for node in NODES})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -19,12 +18,6 @@ def to_output(tensor: Tensor) -> Tensor:
 def to_latent_type(samples: Tensor) -> Tensor:
     """Move the samples of a LATENT as `to_output` does, and cast them to ComfyUI's type for latents."""
     return samples.to(mm.intermediate_device(), mm.intermediate_dtype())
-
-
-def running_server():
-    """Return ComfyUI's PromptServer; None in a process without one."""
-    server = sys.modules.get("server")
-    return getattr(server.PromptServer, "instance", None) if server else None
 
 
 def show_text(text: str, node_id: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import nodes
-
+from .comfy.host import registered_nodes
 from .replacements import REPLACEMENTS
 
 
@@ -14,7 +13,7 @@ def check_at_start(server: Any, own: dict[str, type]) -> None:
     """Compare ids when a PromptServer starts, after all packs are loaded; `own` maps our ids to our classes."""
 
     async def check(_) -> None:
-        for line in describe(own, nodes.NODE_CLASS_MAPPINGS):
+        for line in describe(own, registered_nodes()):
             logging.warning(f"[BitDance] {line}")
 
     server.app.on_startup.append(check)

@@ -13,7 +13,7 @@ from typing import Any
 
 from comfy_api.latest import ComfyAPI, io
 
-import nodes
+from .comfy.host import registered_nodes
 
 OLD_TEXT_ENCODE = "BitDanceTextEncode"  # ours has an input `clip`, the other pack's a `text_encoder`
 
@@ -63,7 +63,7 @@ async def register(server: Any) -> None:
 
 def _on_prompt(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(message.get("prompt"), dict):
-        replace_nodes(message["prompt"], nodes.NODE_CLASS_MAPPINGS.keys())
+        replace_nodes(message["prompt"], registered_nodes())
     return message
 
 
