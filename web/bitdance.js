@@ -19,6 +19,7 @@ function showText(node, lines) {
 
 function addText(node) {
     const element = document.createElement("div");
+    element.className = "bitdance-text";
     Object.assign(element.style, {
         overflow: "auto",
         padding: "4px 6px",

@@ -1,6 +1,5 @@
 """Other ids than ours: graphs of older versions and of another pack, and packs side by side."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from comfyui import PACK, Server, error_of
 from graphs import PROMPT, Graph, images, load, means, sample, show, text_to_image
-from paths import ROOT
+from packing import copy_sources
 
 THEIRS = """
 class Sampler:
@@ -24,7 +23,6 @@ class Sampler:
 
 NODE_CLASS_MAPPINGS = {"BitDanceSampler": Sampler, "BitDanceTextEncode": Sampler}
 """
-FILES = ("__init__.py", "bitdance_core", "nodes", "web", "workflows", "subgraphs", "pyproject.toml")
 
 
 def named_as_before(graph, has_meta):
@@ -107,10 +105,7 @@ def test_the_page_is_told_of_every_replacement(server):
 def test_packs_side_by_side_are_named_in_the_log(comfyui, tmp_path):
     """Two copies of ours, and another pack that had the id of our text encode: its nodes stay its own."""
     base = tmp_path / "base"
-    for name in FILES:
-        source, target = ROOT / name, base / "custom_nodes" / "bitdance-copy" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    copy_sources(base / "custom_nodes" / "bitdance-copy")
     (base / "custom_nodes" / "theirs").mkdir()
     (base / "custom_nodes" / "theirs" / "__init__.py").write_text(THEIRS)
     both = ("--whitelist-custom-nodes", PACK, "bitdance-copy", "theirs")
