@@ -54,12 +54,26 @@ function renameOldNodes(nodes) {
         }
 }
 
+// the page sorts nodes whose names begin with the words by how often they are used, and then by length; it counts the
+// uses of packs that it knows
+const USED_MOST = ["BitDanceLoadModel", "BitDanceNextPatchSampler", "BitDancePrompt"];
+
+function countUses(definitions) {
+    for (const definition of definitions) {
+        const place = USED_MOST.indexOf(definition.name);
+        if (place < 0) continue;
+        definition.postProcessSearchScores = ([kind, ...scores]) =>
+            kind <= 1 ? [kind, place - USED_MOST.length, ...scores] : [kind, 0, ...scores];
+    }
+}
+
 if (!app.extensions.some((extension) => extension.name === NAME))
     app.registerExtension({
         name: NAME,
         beforeConfigureGraph(graph) {
             for (const { nodes } of [graph, ...(graph.definitions?.subgraphs ?? [])]) renameOldNodes(nodes);
         },
+        beforeRegisterVueAppNodeDefs: countUses,
         beforeRegisterNodeDef(nodeType, definition) {
             if (!definition.name.startsWith("BitDance")) return;
             const onExecuted = nodeType.prototype.onExecuted;

@@ -56,7 +56,7 @@ def run(page, timeout=120_000) -> list[str]:
             window.app.api.addEventListener("execution_success", () => (window.finished = true), {once: true});
         }"""
     )
-    page.keyboard.press("Control+Enter")
+    page.evaluate("window.app.extensionManager.command.execute('Comfy.QueuePrompt')")  # the Run button's
     page.wait_for_function("window.finished", timeout=timeout)
     shown = """window.app.graph._nodes.filter(n => n.type === 'SaveImage' || n.type === 'PreviewImage')
         .sort((a, b) => a.id - b.id)
