@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import neighbours, replacements
 from .bits import (
     BitDanceBitsToLatent,
     BitDanceEmptyBits,
@@ -13,18 +14,19 @@ from .bits import (
 )
 from .classes import BitDanceClassCondition
 from .comfy import folders
+from .comfy.host import running_server
 from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
 from .guard import guard
 from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer
 from .metrics import BitDanceCompareImages
 from .sampling import BitDanceNextPatchSampler, BitDanceSamplingOptions
-from .text import BitDanceTextEncode
+from .text import BitDancePrompt
 
 NODES: list[type[io.ComfyNode]] = [
     BitDanceLoadModel,
     BitDanceLoadFiles,
-    BitDanceTextEncode,
+    BitDancePrompt,
     BitDanceClassCondition,
     BitDanceEmptyBits,
     BitDanceNextPatchSampler,
@@ -50,6 +52,9 @@ for node in NODES:
 class BitDanceExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
+        if (server := running_server()) is not None:
+            await replacements.register(server)
+            neighbours.check_at_start(server, {node.GET_SCHEMA().node_id: node for node in NODES})
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

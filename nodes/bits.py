@@ -12,7 +12,7 @@ from ..bitdance_core.bits.grid import BitGrid
 from ..bitdance_core.errors import BitDanceError
 from .comfy.outputs import show_note, to_latent_type, to_output
 from .comfy.vae import check_vae
-from .sockets import ALIASES, CATEGORY, Bits
+from .sockets import CATEGORY, Bits
 
 # channels of an empty latent without `downscale_ratio_spacial` -> pixels of a cell's side: Stable Diffusion and Flux,
 # pixels themselves (Chroma Radiance), Hunyuan Image 2.1, Flux 2
@@ -29,7 +29,7 @@ class BitDanceEmptyBits(io.ComfyNode):
             display_name="Empty Bits",
             category=CATEGORY,
             description="Makes an empty canvas: the size of the pictures and how many to draw.",
-            search_aliases=[*ALIASES, "empty latent", "canvas", "size"],
+            search_aliases=["empty latent", "canvas", "aspect ratio", "resolution", "size"],
             inputs=[
                 io.Int.Input(
                     name,
@@ -67,7 +67,7 @@ class BitDanceTokenizerEncode(io.ComfyNode):
             display_name="Binary Tokenizer Encode",
             category=CATEGORY,
             description="Turns images into bits. Sides are cropped to whole tokens, equally at both ends.",
-            search_aliases=[*ALIASES, "vae encode", "image to bits"],
+            search_aliases=["vae encode", "image to bits"],
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load BitDance Model or Load Binary Tokenizer."),
                 io.Image.Input("image", tooltip="One image or more."),
@@ -92,7 +92,7 @@ class BitDanceTokenizerDecode(io.ComfyNode):
             display_name="Binary Tokenizer Decode",
             category=CATEGORY,
             description="Turns bits into images.",
-            search_aliases=[*ALIASES, "vae decode", "bits to image"],
+            search_aliases=["vae decode", "bits to image"],
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load BitDance Model or Load Binary Tokenizer."),
                 Bits.Input("bits", tooltip="From the Next-Patch Sampler, Binary Tokenizer Encode or Load Bits."),
@@ -116,7 +116,7 @@ class BitDanceBitsToLatent(io.ComfyNode):
             display_name="Bits to Latent",
             category=CATEGORY,
             description="Turns bits into a LATENT of +1 and -1, for ComfyUI's own latent nodes and VAE Decode.",
-            search_aliases=[*ALIASES, "convert"],
+            search_aliases=["convert"],
             inputs=[Bits.Input("bits", tooltip="Any bits but an empty canvas.")],
             outputs=[io.Latent.Output(tooltip="One channel for each bit of a token, one cell for each token.")],
         )
@@ -143,7 +143,7 @@ class BitDanceLatentToBits(io.ComfyNode):
             category=CATEGORY,
             description="Turns a LATENT into bits by the signs of its values. An empty latent becomes an empty canvas "
             "of the same size.",
-            search_aliases=[*ALIASES, "convert", "empty latent"],
+            search_aliases=["convert", "empty latent"],
             inputs=[io.Latent.Input("latent", tooltip="From VAE Encode, Bits to Latent or another latent node.")],
             outputs=[Bits.Output("bits", tooltip="+1 where the latent is above 0, else -1.")],
         )

@@ -10,7 +10,7 @@ from ..bitdance_core.model.class_config import ImageNetConfig
 from ..bitdance_core.model.class_names import class_index, class_labels, class_names, parse_classes
 from .comfy.conditioning import LABELS, TEXT
 from .comfy.model import check_model
-from .sockets import ALIASES, CATEGORY
+from .sockets import CATEGORY
 
 
 class BitDanceClassCondition(io.ComfyNode):
@@ -21,7 +21,7 @@ class BitDanceClassCondition(io.ComfyNode):
             display_name="ImageNet Class",
             category=CATEGORY,
             description="Chooses the classes that an ImageNet model draws: one of 1000, or several for a batch.",
-            search_aliases=[*ALIASES, "class", "label", "category", "conditioning"],
+            search_aliases=["class", "label", "category", "conditioning"],
             inputs=[
                 io.Model.Input("model", tooltip="An ImageNet model from Load BitDance Model."),
                 io.Combo.Input(

@@ -17,7 +17,7 @@ from ..bitdance_core.sampling.editing import THRESHOLD, token_mask
 from .bits import check_drawn
 from .comfy.model import check_model
 from .comfy.outputs import to_output
-from .sockets import ALIASES, CATEGORY, Bits
+from .sockets import CATEGORY, Bits
 
 SHOWN = 512  # pixels of a side of the images that show bits, approximately
 BARS = 96  # pixels of height of the bars below the planes
@@ -33,7 +33,7 @@ class BitDancePadBits(io.ComfyNode):
             category=CATEGORY,
             description="Puts a larger canvas around pictures, with a mask of the new area, for the Next-Patch "
             "Sampler to fill (outpainting).",
-            search_aliases=[*ALIASES, "outpaint", "extend", "expand", "uncrop"],
+            search_aliases=["outpaint", "extend", "expand", "uncrop"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that draws: the added sides are rounded up to its patches."),
                 Bits.Input("bits", tooltip="The pictures to extend."),
@@ -80,7 +80,7 @@ class BitDanceVaryBits(io.ComfyNode):
             display_name="Vary Bits",
             category=CATEGORY,
             description="Flips a share of the bits, chosen by a seed, as a start for variations.",
-            search_aliases=[*ALIASES, "variation", "noise", "flip"],
+            search_aliases=["variation", "noise", "flip"],
             inputs=[
                 Bits.Input("bits", tooltip="The pictures to vary."),
                 io.Float.Input(
@@ -119,7 +119,7 @@ class BitDanceBlendBits(io.ComfyNode):
             display_name="Blend Bits",
             category=CATEGORY,
             description="Takes each token from one of two pictures, by a mask; tokens are never mixed.",
-            search_aliases=[*ALIASES, "composite", "mix", "combine"],
+            search_aliases=["composite", "mix", "combine"],
             inputs=[
                 Bits.Input("below", tooltip="The pictures that show where the mask is 0."),
                 Bits.Input(
@@ -156,7 +156,7 @@ class BitDanceInspectBits(io.ComfyNode):
             category=CATEGORY,
             description="Shows each bit of the tokens as a plane, how often it is set, and how two pictures' bits "
             "differ.",
-            search_aliases=[*ALIASES, "debug", "hamming", "difference", "bit planes"],
+            search_aliases=["debug", "hamming", "difference", "bit planes"],
             inputs=[
                 Bits.Input("bits", tooltip="Any bits but an empty canvas."),
                 Bits.Input("other", optional=True, tooltip="Bits to compare with; as many tokens and bits a token."),

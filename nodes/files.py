@@ -12,7 +12,7 @@ from ..bitdance_core.bits.grid import BitGrid, load_bits, save_bits
 from ..bitdance_core.errors import BitDanceError, MissingFileError
 from .comfy.folders import saved_files, saved_path
 from .comfy.outputs import keeps_metadata, number_file
-from .sockets import ALIASES, CATEGORY, Bits
+from .sockets import CATEGORY, Bits
 
 EXAMPLES = Path(__file__).parent / "examples"
 EXAMPLE, OUTPUT = "example/", " [output]"
@@ -28,7 +28,7 @@ class BitDanceSaveBits(io.ComfyNode):
             category=CATEGORY,
             description="Writes bits to a file in the output folder: 16 KB for a picture of 1024x1024. The file names "
             "its tokenizer and contains this workflow.",
-            search_aliases=[*ALIASES, "export", "save latent"],
+            search_aliases=["export", "save latent"],
             inputs=[
                 Bits.Input("bits", tooltip="Any bits but an empty canvas."),
                 io.String.Input(
@@ -67,7 +67,7 @@ class BitDanceLoadBits(io.ComfyNode):
             display_name="Load Bits",
             category=CATEGORY,
             description="Reads bits that Save Bits wrote.",
-            search_aliases=[*ALIASES, "import", "load latent"],
+            search_aliases=["import", "load latent"],
             inputs=[
                 io.Combo.Input(
                     "bits_file",

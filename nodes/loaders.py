@@ -18,7 +18,7 @@ from .comfy.previews import BitsFormat, fit_rgb_factors
 from .comfy.vae import BinaryVAE
 from .comfy.weight_facts import pick
 from .comfy.weights import OPTIONS
-from .sockets import ALIASES, CATEGORY
+from .sockets import CATEGORY
 
 WEIGHT_DTYPE = io.Combo.Input(
     "weight_dtype",
@@ -52,7 +52,7 @@ class BitDanceLoadModel(io.ComfyNode):
             category=CATEGORY,
             description="Loads a whole BitDance model: the networks that draw, the prompt tokenizer and the binary "
             "tokenizer.",
-            search_aliases=[*ALIASES, "checkpoint", "loader", "qwen3"],
+            search_aliases=["load checkpoint", "image generation", "autoregressive", "qwen3"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -90,7 +90,7 @@ class BitDanceLoadFiles(io.ComfyNode):
             category=CATEGORY,
             description="Loads a BitDance model from separate files in ComfyUI's folders, each chosen here. Load "
             "BitDance Model finds files that belong together by itself.",
-            search_aliases=[*ALIASES, "checkpoint", "loader", "fp8", "single files", "diffusion model"],
+            search_aliases=["checkpoint", "loader", "fp8", "single files", "diffusion model"],
             inputs=[
                 io.Combo.Input(
                     "diffusion_model",
@@ -132,7 +132,7 @@ class BitDanceLoadTokenizer(io.ComfyNode):
             display_name="Load Binary Tokenizer",
             category=CATEGORY,
             description="Loads only a binary tokenizer, which turns pixels into bits and back.",
-            search_aliases=[*ALIASES, "vae", "autoencoder", "loader"],
+            search_aliases=["vae", "autoencoder", "loader"],
             inputs=[
                 io.Combo.Input(
                     "tokenizer_name",
@@ -170,7 +170,7 @@ class BitDanceLoadLora(io.ComfyNode):
             category=CATEGORY,
             description="Applies a LoRA to the language model, the diffusion head and the projector; reads the key "
             "names of PEFT, kohya and ComfyUI. ComfyUI's Load LoRA (Model) reads the last two.",
-            search_aliases=[*ALIASES, "lora", "peft"],
+            search_aliases=["lora", "peft"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model, or from another LoRA."),
                 io.Combo.Input("lora_name", options=lora.names(), tooltip="A file under models/loras."),

@@ -10,8 +10,7 @@ from ..bitdance_core.bits.grid import BitGrid
 from ..bitdance_core.bits.metrics import Reconstruction
 from ..bitdance_core.errors import BitDanceError
 from .bits import check_drawn
-from .comfy.outputs import show_text
-from .sockets import ALIASES, CATEGORY, Bits
+from .sockets import CATEGORY, Bits
 
 MOST_CROPPED = 64  # pixels of a side: encoding crops fewer than this
 MOST_LISTED = 8  # images
@@ -25,7 +24,7 @@ class BitDanceCompareImages(io.ComfyNode):
             display_name="Compare Images",
             category=CATEGORY,
             description="Measures a reconstruction against its original: PSNR, SSIM and bits per pixel.",
-            search_aliases=[*ALIASES, "psnr", "ssim", "metrics", "quality", "reconstruction"],
+            search_aliases=["psnr", "ssim", "metrics", "quality", "reconstruction"],
             inputs=[
                 io.Image.Input("image", tooltip="The original, one image or more."),
                 io.Image.Input(
@@ -45,14 +44,12 @@ class BitDanceCompareImages(io.ComfyNode):
                 io.Float.Output("bits_per_pixel", tooltip="Bits for each pixel; 0 if bits is not connected."),
                 io.String.Output("text", tooltip="The figures as text, and those of each image of up to 8."),
             ],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, image, reconstruction, bits: BitGrid | None = None) -> io.NodeOutput:
         mean, text = _compare(image, reconstruction, bits)
-        show_text(text, cls.hidden.unique_id)
         return io.NodeOutput(mean.psnr, mean.ssim, mean.bits_per_pixel, text, ui=ui.PreviewText(text))
 
 

@@ -12,7 +12,7 @@ from .comfy.effects import report_unfollowed
 from .comfy.graphs import CHOICES
 from .comfy.outputs import show_note
 from .comfy.run import Options, draw
-from .sockets import ALIASES, CATEGORY, Bits, SamplingOptions
+from .sockets import CATEGORY, Bits, SamplingOptions
 
 
 class BitDanceNextPatchSampler(io.ComfyNode):
@@ -24,7 +24,16 @@ class BitDanceNextPatchSampler(io.ComfyNode):
             category=CATEGORY,
             description="Draws pictures patch by patch: the language model reads the prompt and the patches so far, "
             "then the diffusion head draws all tokens of the next patch at once.",
-            search_aliases=[*ALIASES, "ksampler", "sample", "generate"],
+            search_aliases=[
+                "ksampler",
+                "text to image",
+                "txt2img",
+                "image to image",
+                "img2img",
+                "inpaint",
+                "image generation",
+                "autoregressive",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model."),
                 io.Conditioning.Input("positive", tooltip="The prompt, or the classes of an ImageNet model."),
@@ -133,7 +142,7 @@ class BitDanceNextPatchSampler(io.ComfyNode):
             allow_untrained_size=allow_untrained_size,
             note=note,
         )
-        return io.NodeOutput(drawn, ui={"text": notes} if notes else None)
+        return io.NodeOutput(drawn, ui={"text": notes})  # no note clears those of the last run
 
 
 class BitDanceSamplingOptions(io.ComfyNode):
@@ -144,7 +153,7 @@ class BitDanceSamplingOptions(io.ComfyNode):
             display_name="Sampling Options",
             category=CATEGORY,
             description="Further settings of the Next-Patch Sampler. The defaults change nothing.",
-            search_aliases=[*ALIASES, "guidance", "cfg schedule", "advanced", "time shift"],
+            search_aliases=["guidance", "cfg schedule", "advanced", "time shift"],
             inputs=[
                 io.Int.Input(
                     "last_steps",

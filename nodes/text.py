@@ -5,18 +5,18 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .comfy.clip import check_clip
-from .sockets import ALIASES, CATEGORY
+from .sockets import CATEGORY
 
 
-class BitDanceTextEncode(io.ComfyNode):
+class BitDancePrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="BitDanceTextEncode",
+            node_id="BitDancePrompt",
             display_name="BitDance Text Encode",
             category=CATEGORY,
             description="Turns a prompt into token ids for the Next-Patch Sampler. CLIP Text Encode does the same.",
-            search_aliases=[*ALIASES, "prompt", "conditioning", "clip text encode"],
+            search_aliases=["prompt", "conditioning", "clip text encode"],
             inputs=[
                 io.Clip.Input("clip", tooltip="From Load BitDance Model."),
                 io.String.Input(

@@ -1,6 +1,6 @@
 """Draw a picture on a fresh machine: `python3 scripts/demo.py ["prompt"] [--serve]`.
 
-Sets up ComfyUI, starts it with this pack, and runs workflows/Text to Image.json in it with the prompt.
+Sets up ComfyUI, starts it with this pack, and runs a workflow file in it with the prompt.
 --serve leaves the server running until Ctrl-C and prints its address.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from comfyui import Server, comfy_cli, run_workflow
 from environment import COMFYUI, ROOT, ensure_all, run
 
-WORKFLOW = ROOT / "workflows" / "Text to Image.json"
+WORKFLOW = ROOT / "workflows" / "BitDance 1 Text to Image.json"
 PROMPT = "a large red star on a blue background"
 PICTURE = ROOT / "demo.png"
 

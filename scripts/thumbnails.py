@@ -13,7 +13,7 @@ from environment import COMFYUI, ROOT, ensure_comfyui
 
 HEIGHT, GAP = 256, 8  # pixels
 # words instead of pictures, for models that are not in the pack
-CARDS = {"ImageNet": ("goldfish", "cock", "ostrich", "great white\nshark")}
+CARDS = {"BitDance 9 ImageNet": ("goldfish", "cock", "ostrich", "great white\nshark")}
 
 
 def main() -> None:

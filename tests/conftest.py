@@ -1,6 +1,7 @@
 import asyncio
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,10 @@ def hub(tmp_path_factory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def server(comfyui, base, hub):
-    """A real ComfyUI with this pack, started once."""
-    with Server(Path(sys.executable), comfyui, base, "--cpu", env=hub) as server:
+    """A real ComfyUI with this pack, started once; BITDANCE_FRONTEND is the folder of another page to serve."""
+    page = os.environ.get("BITDANCE_FRONTEND")
+    options = ["--cpu", *(["--front-end-root", page] if page else [])]
+    with Server(Path(sys.executable), comfyui, base, *options, env=hub) as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""ComfyUI's page in headless Chromium: the shared workflow files as a user opens and runs them."""
+"""ComfyUI's page in headless Chromium: the shared workflow files as a user opens and runs them, in both renderers."""
 
 import base64
 import json
@@ -6,85 +6,71 @@ import os
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
+from browser import GRAPH, RECTANGLES, RENDERERS, fetch, open_page, open_workflow, run
 from builtin import pictures
-from environment import find_chromium
 from graphs import Graph, draw, images, load
-from shared_workflows import EXPECTED, FOLDER, WORKFLOWS
+from shared_workflows import EXPECTED, WORKFLOWS, overlapping, path_of
 
 pytestmark = pytest.mark.browser
 
 SCREENSHOTS = os.environ.get("BITDANCE_SCREENSHOTS")  # a folder to leave pictures of the graphs in
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
-GRAPH = "window.app.graph._nodes"
+PICTURE = 220  # pixels of height that the sampler grows by while it shows the picture so far
 
 
-@pytest.fixture(scope="module")
-def messages():
-    """What the page reports as errors: (text, where it comes from)."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def page(server, messages):
-    server.post("/settings", SETTINGS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
-        page = browser.new_page(viewport={"width": 1600, "height": 900})
-        page.on("pageerror", lambda error: messages.append((str(error), "page")))
-        page.on("console", lambda m: m.type == "error" and messages.append((m.text, m.location.get("url", ""))))
-        page.goto(server.address)
-        page.wait_for_function("window.app?.extensionManager && document.querySelector('#comfy-file-input')")
-        # ready once the first graph, whichever it is, is on the canvas
-        page.wait_for_function(f"{GRAPH}?.length > 0 && !document.querySelector('.p-progressspinner')")
-        yield page
-        browser.close()
+@pytest.fixture(scope="module", params=RENDERERS)
+def opened(request, server):
+    with open_page(server, request.param) as (page, messages):
+        yield page, messages, request.param
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_opens_and_shows_its_picture(page, messages, name):
+def test_a_workflow_opens_and_shows_its_picture(opened, name):
+    page, messages, renderer = opened
     before = len(messages)
-    page.set_input_files("#comfy-file-input", str(FOLDER / f"{name}.json"))
-    page.wait_for_function(f"{GRAPH}.some(n => n.title === 'Read me') && document.title.includes({name!r})")
+    open_workflow(page, path_of(name))
+    page.wait_for_function(f"{GRAPH}.some(n => n.title === 'Read me')")
     unknown = f"{GRAPH}.filter(n => !n.constructor.nodeData && n.type !== 'MarkdownNote')"
     assert page.evaluate(f"{unknown}.map(n => n.type)") == []
     assert page.locator("text=/missing (node|model)/i").count() == 0
-    page.evaluate(f"{GRAPH}.forEach(n => n.imgs = undefined)")
-    page.keyboard.press("Control+Enter")
-    shows = f"{GRAPH}.filter(n => n.type === 'SaveImage' || n.type === 'PreviewImage')"
-    page.wait_for_function(f"{shows}.every(n => n.imgs?.[0]?.complete && n.imgs[0].naturalWidth > 0)", timeout=120_000)
+    sources = run(page)
     if SCREENSHOTS:
         page.wait_for_timeout(2500)  # until the note of a queued job is gone
-        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
-    sources = page.evaluate(f"{shows}.sort((a, b) => a.id - b.id).map(n => n.imgs[0].src)")
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}, {renderer}.png")
     for source, prompt in zip(sources, EXPECTED[name]):  # of a batch, the first
-        (image,) = images([_fetch(page, source)])
+        (image,) = images([fetch(page, source)])
         assert prompt is None or pictures.read(image) == pictures.parse(prompt)
+    rectangles = page.evaluate(RECTANGLES)
+    samplers = [[title, x, y, w, h + PICTURE] for title, x, y, w, h in rectangles if title == "Next-Patch Sampler"]
+    others = [rectangle for rectangle in rectangles if rectangle[0] != "Next-Patch Sampler"]
+    assert len(rectangles) > 5 and overlapping(samplers + others) == []
     ours = [message for message in messages[before:] if any("bitdance" in part.lower() for part in message)]
     assert ours == [] and not [message for message in messages[before:] if message[1] == "page"]
 
 
-def test_the_page_shows_a_nodes_help(page):
-    page.set_input_files("#comfy-file-input", str(FOLDER / "Text to Image.json"))
+def test_the_page_shows_a_nodes_help(opened):
+    page = opened[0]
+    open_workflow(page, path_of("Text to Image"))
     sampler = f"{GRAPH}.find(n => n.type === 'BitDanceNextPatchSampler')"
-    page.wait_for_function(f"document.title.includes('Text to Image') && {sampler}")
+    page.wait_for_function(sampler)
     page.evaluate(f"window.app.canvas.selectNode({sampler})")
     page.locator("[data-testid='info-button']").first.click()
     page.get_by_text("It replaces KSampler").wait_for()
+    tables = page.locator("table:has-text('guidance')")
+    assert tables.count() == 0, "the panel is too narrow for tables"
 
 
 @pytest.mark.parametrize("has_workflow", [True, False], ids=["a workflow", "a graph of the API"])
-def test_a_dropped_file_of_bits_reopens_its_graph(page, server, messages, has_workflow):
+def test_a_dropped_file_of_bits_reopens_its_graph(opened, server, has_workflow):
     """The workflow as it was, or, of a graph that was queued without one, its nodes laid out by the page."""
-    page.set_input_files("#comfy-file-input", str(FOLDER / "Image to Image.json"))  # another graph is open
+    page, messages, _ = opened
+    open_workflow(page, path_of("Image to Image"))  # another graph is open
     page.wait_for_function(f"document.title.includes('Image to Image') && {GRAPH}.some(n => n.title === 'Read me')")
     before, seed = len(messages), 4711 + has_workflow
     graph = Graph()
     bits = draw(graph, load(graph), steps=1, seed=seed)
     graph.add("BitDanceSaveBits", bits=bits[0], filename_prefix="bits/dropped")
-    workflow = json.loads((FOLDER / "Text to Image.json").read_text())
+    workflow = json.loads(path_of("Text to Image").read_text("utf-8"))
     workflow["nodes"][0]["title"] = "reopened"
     extra = {"extra_data": {"extra_pnginfo": {"workflow": workflow}}} if has_workflow else {}
     history = server.wait(server.queue(graph, **extra))
@@ -113,16 +99,3 @@ def _drop(page, path: Path) -> None:
     transfer = page.evaluate_handle(script, [base64.b64encode(path.read_bytes()).decode(), path.name])
     for event in ("dragenter", "dragover", "drop"):
         page.dispatch_event("#graph-canvas", event, {"dataTransfer": transfer, "clientX": 500, "clientY": 500})
-
-
-def _fetch(page, source: str) -> bytes:
-    """An image as the page has it."""
-    script = """async source => {
-        const blob = await (await fetch(source)).blob();
-        return await new Promise(done => {
-            const reader = new FileReader();
-            reader.onload = () => done(reader.result.split(",")[1]);
-            reader.readAsDataURL(blob);
-        });
-    }"""
-    return base64.b64decode(page.evaluate(script, source))

@@ -1,4 +1,6 @@
-"""The tables of web/docs/*.md against the nodes' schemas: names, order, types, defaults and ranges."""
+"""The lists of web/docs/*.md against the nodes' schemas: names, order, types, defaults and ranges."""
+
+import re
 
 import pytest
 
@@ -9,11 +11,17 @@ WORDS = {"INT": "whole number", "FLOAT": "number", "STRING": "text", "BOOLEAN": 
 LARGE = {2**64 - 1: "2^64 - 1"}
 
 
-def table(node, heading):
-    """The rows of the table under a heading, as lists of cells."""
+ENTRY = re.compile(
+    r"^- \*\*(?P<name>[^*]+)\*\*, (?P<kind>[^:\n]+?)(?:: (?P<value>.+))?\\\n  (?P<meaning>.+)", re.MULTILINE
+)
+
+
+def entries(node, heading):
+    """Under a heading, the lists of (name, type, meaning, default and range): a name, and its meaning below it."""
     section = (PAGES / f"{node}.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip().replace("`", "") for cell in row] for row in rows[2:]]
+    found = [entry.group("name", "kind", "meaning", "value") for entry in ENTRY.finditer(section)]
+    assert len(found) == len(re.findall(r"^- \*\*", section, re.MULTILINE)), (node, heading)
+    return [[(cell or "").replace("`", "") for cell in entry] for entry in found]
 
 
 def value_of(declared):
@@ -37,9 +45,16 @@ def test_every_node_has_a_page_and_every_page_a_node(schemas):
     assert {page.stem for page in PAGES.iterdir()} == set(schemas)
 
 
+def test_the_pages_have_no_tables():
+    """The page shows help in a panel 282 pixels wide."""
+    assert [
+        page.name for page in PAGES.iterdir() if re.search(r"^\|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ] == []
+
+
 def test_the_inputs_are_those_of_the_pages(schemas):
     for node, schema in schemas.items():
-        rows = {row[0]: row for row in table(node, "Inputs")}
+        rows = {row[0]: row for row in entries(node, "Inputs")}
         assert [*rows] == [declared.id for declared in schema.inputs], node
         for declared in schema.inputs:
             _, kind, meaning, value = rows[declared.id]
@@ -54,6 +69,6 @@ def test_the_inputs_are_those_of_the_pages(schemas):
 
 def test_the_outputs_are_those_of_the_pages(schemas):
     for node, schema in schemas.items():
-        rows = [row[:2] for row in table(node, "Outputs")]
+        rows = [row[:2] for row in entries(node, "Outputs")]
         types = [declared.get_io_type() for declared in schema.outputs]
         assert rows == [[declared.id or kind, kind] for declared, kind in zip(schema.outputs, types)], node

@@ -40,7 +40,7 @@ def sample(graph: Graph, model: list, positive: list, bits: list, **changes: Any
 
 def draw(graph: Graph, loader: Node, prompt: str = PROMPT, width=64, height=64, batch_size=1, **changes: Any) -> Node:
     """Prompt and canvas to bits."""
-    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=prompt)
+    positive = graph.add("BitDancePrompt", clip=loader[1], text=prompt)
     canvas = graph.add("BitDanceEmptyBits", width=width, height=height, batch_size=batch_size)
     return sample(graph, loader[0], positive[0], canvas[0], **changes)
 

@@ -1,16 +1,35 @@
 """The workflow files that ship, and the prompts that their images must mean."""
 
+from pathlib import Path
+
 from graphs import PROMPT
 from paths import ROOT
 
 FOLDER = ROOT / "workflows"
-WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
-EXPECTED = {"Bits as Files": [PROMPT], "Stock Nodes": [PROMPT], "Text to Image": [PROMPT]}
-EXPECTED |= {
+EXPECTED = {
+    "Text to Image": [PROMPT],
     "Image to Image": [PROMPT, "a large green star on a blue background"],
-    "ImageNet": [None] * 4,  # of random weights, which mean nothing
     "Inpaint": [PROMPT, "a large red circle on a blue background"],
     "Outpaint": [PROMPT],
-    "Reconstruct": [PROMPT, PROMPT],
     "Variations": [PROMPT] * 4,
+    "Reconstruct": [PROMPT, PROMPT],
+    "Bits as Files": [PROMPT],
+    "Stock Nodes": [PROMPT],
+    "ImageNet": [None] * 4,  # of random weights, which mean nothing
 }
+WORKFLOWS = list(EXPECTED)
+
+
+def path_of(name: str) -> Path:
+    """Return the file of a workflow: "BitDance", its place in the order of use, and its name."""
+    return FOLDER / f"BitDance {WORKFLOWS.index(name) + 1} {name}.json"
+
+
+def overlapping(rectangles) -> list[tuple[str, str]]:
+    """Return the titles of each two rectangles [title, left, top, width, height] that share a point."""
+    pairs = []
+    for number, (title, x, y, width, height) in enumerate(rectangles):
+        for other, left, top, wide, high in rectangles[number + 1 :]:
+            if x < left + wide and left < x + width and y < top + high and top < y + height:
+                pairs.append((title, other))
+    return pairs

@@ -24,7 +24,7 @@ def centre_mask(graph, edge=8):
 
 
 def prompt(graph, loader, text):
-    return graph.add("BitDanceTextEncode", clip=loader[1], text=text)
+    return graph.add("BitDancePrompt", clip=loader[1], text=text)
 
 
 @pytest.fixture

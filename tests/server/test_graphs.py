@@ -73,10 +73,10 @@ def test_negative_prompts_steer(run):
     def negative(text):
         graph = Graph()
         loader = load(graph)
-        positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+        positive = graph.add("BitDancePrompt", clip=loader[1], text=PROMPT)
         links = {}
         if text is not None:
-            links["negative"] = graph.add("BitDanceTextEncode", clip=loader[1], text=text)[0]
+            links["negative"] = graph.add("BitDancePrompt", clip=loader[1], text=text)[0]
         canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
         show(graph, loader, sample(graph, loader[0], positive[0], canvas[0], **links))
         return run(graph)[0].tobytes()

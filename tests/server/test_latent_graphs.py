@@ -40,7 +40,7 @@ def start(batch_size=4):
     """The tiny model, a prompt's reader, and an empty latent of four pictures."""
     graph = Graph()
     loader = load(graph, "t2i_p16")
-    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    positive = graph.add("BitDancePrompt", clip=loader[1], text=PROMPT)
     empty = graph.add("EmptyLatentImage", width=32, height=32, batch_size=batch_size)
     return graph, loader, positive, empty
 
@@ -97,7 +97,7 @@ def test_empty_latents_of_other_families_keep_their_size(run, node):
     width, height = EMPTY[node]
     graph = Graph()
     loader = load(graph)
-    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    positive = graph.add("BitDancePrompt", clip=loader[1], text=PROMPT)
     empty = graph.add(node, width=width, height=height, batch_size=1)
     bits = graph.add("BitDanceLatentToBits", latent=empty[0])
     show(graph, loader, sample(graph, loader[0], positive[0], bits[0], steps=2))
@@ -132,7 +132,7 @@ def test_a_mask_redraws_the_tokens_of_its_pixels(bits_of, base, encoder):
     picture(base, "odd.png", 35, 51)
     graph = Graph()
     loader = load(graph, "t2i_p16")
-    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    positive = graph.add("BitDancePrompt", clip=loader[1], text=PROMPT)
     image = graph.add("LoadImage", image="odd.png")
     links = {"pixels": image[0], "vae": loader[2]}
     inputs = {}

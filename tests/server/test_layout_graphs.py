@@ -123,7 +123,7 @@ def draw_in_an_area(graph, loader):
         (lambda g, m: draw_classes(g, load(g), "1"), "builtin .*BitDance Text Encode"),
         (
             lambda g, m: sample(
-                g, m[0], g.add("BitDanceTextEncode", clip=load(g)[1], text="x")[0],
+                g, m[0], g.add("BitDancePrompt", clip=load(g)[1], text="x")[0],
                 g.add("BitDanceEmptyBits", width=0, height=0, batch_size=1)[0],
             ),
             "imagenet-custom .*ImageNet Class.*'positive'",

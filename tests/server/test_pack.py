@@ -18,7 +18,7 @@ from paths import ROOT
 IDS = {
     "BitDanceLoadModel": (["model_name", "weight_dtype"], ["MODEL", "CLIP", "VAE"]),
     "BitDanceLoadFiles": (["diffusion_model", "text_encoder", "tokenizer", "weight_dtype"], ["MODEL", "CLIP", "VAE"]),
-    "BitDanceTextEncode": (["clip", "text"], ["CONDITIONING"]),
+    "BitDancePrompt": (["clip", "text"], ["CONDITIONING"]),
     "BitDanceClassCondition": (["model", "class"], ["CONDITIONING", "CONDITIONING"]),
     "BitDanceEmptyBits": (["width", "height", "batch_size"], ["BITDANCE_BITS"]),
     "BitDanceNextPatchSampler": (

@@ -26,7 +26,7 @@ def test_latent_flip(run):
 
 def test_latent_composite_puts_one_picture_into_another(run):
     graph, loader, below = stock_start()
-    ground = graph.add("BitDanceTextEncode", clip=loader[1], text="a large white square on a black background")
+    ground = graph.add("BitDancePrompt", clip=loader[1], text="a large white square on a black background")
     canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
     above = graph.add("BitDanceBitsToLatent", bits=sample(graph, loader[0], ground[0], canvas[0])[0])
     # its pixel fields count 8 to a latent cell, which is just this tokenizer's token
@@ -113,7 +113,7 @@ def test_lora_nodes_change_the_picture_and_only_theirs(run, base):
         "LoraLoaderModelOnly", model=loader[0], lora_name="diffusion_model.safetensors", strength_model=1.0
     )
     own = graph.add("BitDanceLoadLora", model=loader[0], lora_name="vision_head.safetensors", strength=1.0)
-    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    positive = graph.add("BitDancePrompt", clip=loader[1], text=PROMPT)
     canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
     for model in (stock, own, loader):
         show(graph, loader, sample(graph, model[0], positive[0], canvas[0]))
@@ -126,7 +126,7 @@ def test_torch_compile_is_honoured(run):
     graph = Graph()
     loader = load(graph)
     compiled = graph.add("TorchCompileModel", model=loader[0], backend="inductor")
-    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    positive = graph.add("BitDancePrompt", clip=loader[1], text=PROMPT)
     canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
     show(graph, loader, sample(graph, compiled[0], positive[0], canvas[0]))
     assert means(run(graph)[0])
@@ -147,7 +147,7 @@ def test_a_merge_after_a_lora_and_a_saved_merge(run, base):
     graph = Graph()
     loader = load(graph)
     lora = stock_lora(graph, loader[0], base)
-    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    positive = graph.add("BitDancePrompt", clip=loader[1], text=PROMPT)
     canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
     with_lora = show(graph, loader, sample(graph, lora[0], positive[0], canvas[0]))
     first = run(graph)[0].tobytes()
@@ -168,7 +168,7 @@ def test_an_effect_that_is_not_followed_is_shown_on_the_sampler(server):
     graph = Graph()
     loader = load(graph)
     rescaled = graph.add("RescaleCFG", model=loader[0], multiplier=0.7)
-    positive = graph.add("BitDanceTextEncode", clip=loader[1], text=PROMPT)
+    positive = graph.add("BitDancePrompt", clip=loader[1], text=PROMPT)
     canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
     bits = sample(graph, rescaled[0], positive[0], canvas[0], steps=2)
     show(graph, loader, bits)
