@@ -20,6 +20,7 @@ LAYERS = [
     {"bits", "tokenizer"},
     {"pipeline"},
     {"batch"},
+    {"training"},
     {"cli"},
     {"__init__", "__main__"},
 ]
