@@ -7,8 +7,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from .pipeline import PIPELINES, load_pipeline, outline
 from .sampling.editing import crop_to_tokens
 from .sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from .sampling.settings import Sampling, option_names
-from .tokenizer import BinaryTokenizer, to_images, to_pixels, to_rgb
+from .tokenizer import BinaryTokenizer, opened, to_images, to_pixels, to_rgb
 
 # the types of `Sampling`'s options -> argparse's type and number of values
 OPTION_TYPES = {
@@ -288,23 +287,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BitDanceError(f"the folder {folder} cannot be created ({error})") from error
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture file without reading its pixels. Raises BitDanceError for a file that Pillow cannot read."""
-    try:
-        with Image.open(path) as file:
-            yield file
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is missing") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # the type depends on format and damage
-        raise BitDanceError(f"{path} is not a readable picture ({error})") from error
 
 
 def convert_model(args: argparse.Namespace) -> None:
