@@ -11,6 +11,8 @@ from paths import ROOT
 
 CORE = ROOT / "bitdance_core"
 ALLOWED = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "PIL", "tqdm", "flash_attn", "skimage"}
+# packages of an extra, by the module that needs them
+OPTIONAL = {"batch.ray_workers": {"ray"}, "training.lora": {"peft"}, "training.trainer": {"accelerate"}}
 # a package or module imports those of lower layers, and itself
 LAYERS = [
     {"errors", "parts", "version"},
@@ -58,7 +60,7 @@ def imported_here(name: str, path: Path) -> set[str]:
 
 def test_the_core_imports_only_what_the_design_allows():
     for name, path in core_modules().items():
-        allowed = ALLOWED | ({"ray"} if name == "batch.ray_workers" else set())
+        allowed = ALLOWED | OPTIONAL.get(name, set())
         foreign = imported(path) - sys.stdlib_module_names - allowed
         assert not foreign, f"{name} imports {foreign}"
 
