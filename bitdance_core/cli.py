@@ -1,4 +1,4 @@
-"""The command line: `python -m bitdance_core generate | batch | reconstruct | convert | download | info`."""
+"""The command line: `python -m bitdance_core generate | batch | finetune | reconstruct | convert | download | info`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .checkpoints.files import write_whole
 from .checkpoints.hub import DOWNLOADS
 from .checkpoints.info import describe
 from .checkpoints.locate import locate
+from .checkpoints.lora_merge import Lora, check_loras
 from .devices import COMPUTE_DTYPES, choose
 from .errors import BitDanceError, MissingFileError, format_bytes, is_out_of_memory
 from .pipeline import PIPELINES, load_pipeline, outline
@@ -33,6 +34,7 @@ from .sampling.editing import crop_to_tokens
 from .sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from .sampling.settings import Sampling, option_names
 from .tokenizer import BinaryTokenizer, opened, to_images, to_pixels, to_rgb
+from .training import command as finetuning
 
 # the types of `Sampling`'s options -> argparse's type and number of values
 OPTION_TYPES = {
@@ -123,6 +125,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_drawing_options(batching)
     batching.set_defaults(run=batch.run)
 
+    finetuning.add_parser(commands)
+
     reconstructing = commands.add_parser("reconstruct", help="encode pictures to bits and decode them again")
     reconstructing.add_argument("image", nargs="+", type=Path)
     reconstructing.add_argument(
@@ -168,6 +172,13 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         "--model", default="builtin", help="a folder, a file, a hub id or a built-in name (default: %(default)s)"
     )
     parser.add_argument("--tokenizer", help="a binary tokenizer in place of the model's own")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="apply a LoRA file; strength 1 is as trained; repeatable",
+    )
     parser.add_argument("--negative-prompt", help="the prompt to steer away from")
     parser.add_argument("--height", type=int, help="pixels (default: the model's own)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's own)")
@@ -194,10 +205,11 @@ def generate(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(locate(args.model), args.tokenizer and Path(args.tokenizer))
     arguments = subject_of(args, checkpoint)
     arguments |= {name: getattr(args, name) for name in ("steps", "guidance", "sampler", *option_names())}
-    plain = outline(checkpoint)
+    plain, loras = outline(checkpoint), [Lora.parse(text) for text in args.lora]
+    check_loras(plain.model, loras)
     request, (device, dtype) = plain.check(**arguments, seed=args.seed), choose(args.device, args.dtype)
     plain.check_memory(request, device, dtype)
-    pipe = load_pipeline(checkpoint, device, dtype)
+    pipe = load_pipeline(checkpoint, device, dtype, loras=loras)
     bar = None
 
     def show(done: int, total: int, bits: Tensor) -> None:

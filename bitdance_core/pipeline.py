@@ -15,6 +15,7 @@ from . import devices
 from .checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint, read_class_checkpoint, read_text_checkpoint
 from .checkpoints.load import load_weights
 from .checkpoints.locate import Source, locate
+from .checkpoints.lora_merge import Lora, check_loras, merge_loras
 from .errors import BitDanceError, Cancel, check_cancelled, whole_number
 from .model.attention import AttentionFn, attention
 from .model.class_config import ImageNetConfig
@@ -132,6 +133,11 @@ class Pipeline:
         if decoding + pictures > room:
             setting = self.settings_of_memory.get("size" if decoding > pictures else "images", "num_images")
             refuse(decoding + pictures, room, "decoding this", where, setting)
+
+    def add_lora(self, path: str | Path, strength: float = 1.0) -> None:
+        """Merge a LoRA file into the weights; it stays in them. Raises BitDanceError for a file that does not fit."""
+        check_loras(self.model, [Lora(Path(path), strength)])
+        merge_loras(self.model, [Lora(Path(path), strength)])
 
     def _draw(self, request: Request, seed: int, callback: Callback | None, cancel: Cancel | None) -> GenerateOutput:
         """Draw a request's bits and decode them."""
@@ -273,7 +279,7 @@ class BitDancePipeline(Pipeline):
         if prompt is None:
             raise BitDanceError("'labels' are for ImageNet models; this one draws a 'prompt'")
         sides = zip(("height", "width"), self.default_size)
-        sizes = {name: settings[name] or default for name, default in sides}
+        sizes = {name: settings.get(name) or default for name, default in sides}
         return {"prompt": prompt, **settings, **sizes, "num_images": num_images}
 
     def _size_of(self, bits: Tensor, height: int | None, width: int | None) -> Size:
@@ -378,13 +384,17 @@ def load_pipeline(
     attend: AttentionFn = attention,
     cuda_graphs: bool = False,
     compile_head: bool = False,
+    loras: Sequence[Lora] = (),
 ) -> Pipeline:
-    """Load a recognised model of either kind; the arguments are those of `BitDancePipeline.from_pretrained`."""
+    """Load a recognised model of either kind, and merge LoRA files into it; the other arguments are those of
+    `BitDancePipeline.from_pretrained`.
+    """
     device, dtype = devices.choose(device, dtype)
     devices.check_graphs(device, cuda_graphs)
     model, autoencoder = checkpoint.build(attend=attend), checkpoint.tokenizer.build()
     parts = [*checkpoint.modules(model), (autoencoder, checkpoint.tokenizer.component)]
     load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight",))
+    merge_loras(model, loras)
     velocity = compiled_velocity(model.head, frozen=device.type == "cpu") if compile_head else None
     tokenizer = BinaryTokenizer(autoencoder, device, dtype)
     return PIPELINES[type(checkpoint)](model, tokenizer, checkpoint.prompts, cuda_graphs, velocity)

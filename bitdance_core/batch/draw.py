@@ -14,6 +14,7 @@ import torch
 from .. import devices
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.locate import locate
+from ..checkpoints.lora_merge import Lora
 from ..errors import BitDanceError, is_out_of_memory
 from ..pipeline import Pipeline, load_pipeline
 from ..version import __version__
@@ -26,7 +27,8 @@ Outcome = dict[str, Any] | str
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The model, device and folder of a run, the same on every machine. `stamp` identifies the model and its dtype."""
+    """The model, device and folder of a run, the same on every machine. `stamp` identifies the model, its dtype
+    and its LoRAs."""
 
     source: str
     tokenizer: str | None
@@ -34,6 +36,7 @@ class RunSettings:
     dtype: str
     out: Path
     stamp: dict[str, str]
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def load(settings: RunSettings) -> Pipeline:
     """Load the model of a run."""
     tokenizer = None if settings.tokenizer is None else Path(settings.tokenizer)
     checkpoint = read_checkpoint(locate(settings.source), tokenizer)
-    return load_pipeline(checkpoint, settings.device, devices.COMPUTE_DTYPES[settings.dtype])
+    return load_pipeline(checkpoint, settings.device, devices.COMPUTE_DTYPES[settings.dtype], loras=settings.loras)
 
 
 def draw_job(pipe: Pipeline, job: Job, settings: RunSettings) -> Outcome:

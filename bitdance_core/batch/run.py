@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .. import devices
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.locate import builtin_models, locate
+from ..checkpoints.lora_merge import Lora, check_loras
 from ..errors import BitDanceError, whole_number
 from ..pipeline import outline
 from .draw import LocalProcess, Outcome, RunSettings
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
     model, files = outline(checkpoint), files_of(checkpoint.components)
     jobs = [plan(row, args, model) for row in rows]
     check_names(jobs)
+    loras = tuple(Lora.parse(text).absolute() for text in args.lora)
+    check_loras(model.model, loras)
     out = args.out.absolute()
     with locked(out), ExitStack() as stack:
         if args.ray is None:
@@ -45,8 +48,10 @@ def run(args: argparse.Namespace) -> None:
             executor = stack.enter_context(import_distributed().connect(args.ray, args.workers, args.device))
         dtype = args.dtype or str(executor.dtype).removeprefix("torch.")
         stamp = {"family": model.config.family, "fingerprint": fingerprint(files), "dtype": dtype}
+        if loras:  # absent otherwise, so that folders of older releases can be resumed
+            stamp["loras"] = ", ".join(f"{fingerprint([lora.path])}:{lora.strength:g}" for lora in loras)
         tokenizer = args.tokenizer and absolute_source(args.tokenizer)
-        settings = RunSettings(absolute_source(args.model), tokenizer, str(executor.device), dtype, out, stamp)
+        settings = RunSettings(absolute_source(args.model), tokenizer, str(executor.device), dtype, out, stamp, loras)
         done = resume(out, jobs, stamp)
         pending = [job for job in jobs if job.row.id not in done]
         failed = draw_and_record(pending, settings, executor, len(jobs))

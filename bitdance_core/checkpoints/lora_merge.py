@@ -43,6 +43,10 @@ class Lora:
             raise BitDanceError(f"--lora {text}: the strength must be a number from -10 to 10, found '{number}'")
         return cls(Path(name), strength)
 
+    def absolute(self) -> Lora:
+        """Return the same with an absolute path, for processes with another working folder."""
+        return Lora(self.path.absolute(), self.strength)
+
 
 def check_loras(model: BitDance | ImageNetModel, loras: Sequence[Lora]) -> None:
     """Raise BitDanceError for files that do not fit a model, whose weights may be on the meta device."""

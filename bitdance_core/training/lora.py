@@ -18,16 +18,15 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..checkpoints.files import SAFETENSORS_NAMES
-from ..checkpoints.writer import Planned, write_safetensors
+from ..checkpoints.writer import write_safetensors
 from ..errors import BitDanceError
 from ..model.class_model import ImageNetModel
 from ..model.text_model import BitDance
+from .run_folder import planned
 
 PREFIX = "diffusion_model."  # of ComfyUI's names
 HEADER_KEY = "bitdance"  # our entry in a file's header
 PEFT_KEY = "lora_adapter_metadata"  # PEFT's settings in a file's header, as diffusers has them
-ADAPTERS = ("lora", "dora", "lokr", "loha")
 # the layers' weight matrices; what leads into and out of them is small, and stays as it is
 TARGETS = {
     "head": re.compile(r"head\.(res_blocks|ada_ln_blocks)\.\d+\b.*"),
@@ -121,8 +120,3 @@ def write_lora(
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise BitDanceError(f"{path} was not written: the training diverged (NaN or infinity); lower --lr")
     write_safetensors(path, [planned(name, tensor) for name, tensor in tensors.items()], header, lambda _: None)
-
-
-def planned(name: str, tensor: Tensor) -> Planned:
-    """Plan a tensor in memory, of at least one dimension, for `write_safetensors`."""
-    return Planned(name, SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), lambda: iter([tensor.cpu()]))

@@ -11,7 +11,8 @@ from torch import nn
 
 from bitdance_core import BitDanceError, BitDancePipeline
 from bitdance_core.checkpoints.lora_merge import Lora, check_loras, merge_loras
-from bitdance_core.training.lora import ADAPTERS, Adapter, insert, layers_of, write_lora
+from bitdance_core.training.lora import Adapter, insert, layers_of, write_lora
+from bitdance_core.training.settings import ADAPTERS
 from golden_classes import load as load_classes
 
 ALPHA = 4.0
