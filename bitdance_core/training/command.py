@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
-from collections import Counter
 from pathlib import Path
 
 from .. import devices
@@ -19,11 +17,11 @@ from ..errors import BitDanceError, MissingFileError, whole_number
 from ..pipeline import outline
 from .data import DataSet, Subjects, read_data
 from .encoded import FITS, BitsFolder
+from .others import common_words
 from .run_folder import RunFolder
 from .settings import ADAPTERS, QUANTIZED, TARGETS, WHOLE, Settings, defaults_for
 
 CACHE = ".bitdance-bits"  # in the folder of the pictures
-MAX_WORDS = 20
 
 
 def add_parser(commands) -> None:
@@ -48,6 +46,9 @@ def add_parser(commands) -> None:
     parser.add_argument("--warmup", type=int, help=f"steps in which the learning rate rises ({own})")
     parser.add_argument("--times", type=int, metavar="N", help=f"use each patch at N times of the flow ({own})")
     parser.add_argument("--drop", type=float, default=0.1, help="share of pictures without caption (default: 0.1)")
+    parser.add_argument(
+        "--keep", type=float, default=0.25, help="share of pictures that teach what stays as it is (default: 0.25)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same file (default: 0)")
     parser.add_argument("--adapter", choices=ADAPTERS, default="lora", help="default: %(default)s")
     parser.add_argument("--rank", type=int, default=16, help="default: %(default)s")
@@ -145,14 +146,6 @@ def stamp_of(data: DataSet) -> str:
     return digest.hexdigest()[:16]
 
 
-def common_words(data: DataSet) -> str:
-    """Return the words that nearly all captions have, in their order: what a prompt for the LoRA should say."""
-    captions = [re.findall(r"\w+", example.words.casefold()) for example in data.examples]
-    counts = Counter(word for caption in captions for word in set(caption))
-    common = [w for w in dict.fromkeys(captions[0]) if counts[w] >= 0.9 * len(captions)]
-    return " ".join(common[:MAX_WORDS])
-
-
 def report(data: DataSet, checkpoint: TextCheckpoint | ClassCheckpoint, settings: Settings) -> str:
     """Describe what would be trained, for --check."""
     buckets = ", ".join(f"{len(examples)} of {h}x{w}" for (h, w), examples in data.buckets().items())
@@ -162,7 +155,7 @@ def report(data: DataSet, checkpoint: TextCheckpoint | ClassCheckpoint, settings
         f"model: {checkpoint.config.family}",
         f"pictures: {len(data.examples)} ({buckets}; height x width)",
         f"first: {data.examples[0].path.name}: {data.examples[0].words}",
-        f"words: {common_words(data)}",
+        f"words: {' '.join(common_words(data))}",
         f"training: {kind}, {settings.steps} steps of {settings.batch}, so {looks:.0f} looks at each picture, "
         f"learning rate {settings.lr:g}",
         *data.lines_of_left_out(),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,19 @@ def file_tensors(model: BitDance | ImageNetModel, adapter: Adapter) -> dict[str,
         for path in layers_of_adapter(model):
             tensors[f"{PREFIX}{path}.dora_scale"] = _dora_scale(model.get_submodule(path), own, path, scale)
     return {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Let a model compute as it did before an adapter was inserted."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def layers_of_adapter(model: nn.Module) -> list[str]:

@@ -6,7 +6,8 @@ repeated, and split into parts that see the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ class Corruption:
 
     drop: float = 0.1  # share of pictures whose condition is replaced by the unconditional one
     flips: float = 0.1  # a bit of the context is flipped where r1 < flips * r2: half of it, on average
+    keep: float = 0.0  # share of pictures that teach what is to stay as it is; see `Kept`
     times: int = 1  # how often a patch is used in a step, each at a time and with noise of its own
     time_mean: float = -0.8  # mean of logit(t)
     time_std: float = 0.8
@@ -39,6 +41,7 @@ class Draws:
     """The random numbers of one step over B pictures of N patches, P tokens of C bits each."""
 
     dropped: Tensor  # bool [B]
+    kept: Tensor  # bool [B]
     flipped: Tensor  # bool [B, N, P, C]
     t: Tensor  # [times, B, N] in (0, 1)
     noise: Tensor  # [times, B, N, P, C]
@@ -48,20 +51,31 @@ class Draws:
         """Draw for tokens of `shape` [B, N, P, C], on the generator's device."""
         options = {"generator": generator, "device": generator.device}
         dropped = torch.rand(shape[0], **options) < corruption.drop
+        kept = torch.rand(shape[0], **options) < corruption.keep
         most = corruption.flips * torch.rand(shape, **options)
         flipped = torch.rand(shape, **options) < most
         t = torch.sigmoid(
             corruption.time_mean + corruption.time_std * torch.randn(corruption.times, *shape[:2], **options)
         )
         t = (1 / time_shift) / (1 / time_shift + (1 / t - 1))
-        return cls(dropped, flipped, t, torch.randn(corruption.times, *shape, **options))
+        return cls(dropped, kept, flipped, t, torch.randn(corruption.times, *shape, **options))
 
-    def rows(self, rows: slice) -> Draws:
+    def rows(self, rows: slice | Tensor) -> Draws:
         """Return the numbers of some of the pictures."""
-        return Draws(self.dropped[rows], self.flipped[rows], self.t[:, rows], self.noise[:, rows])
+        return Draws(self.dropped[rows], self.kept[rows], self.flipped[rows], self.t[:, rows], self.noise[:, rows])
 
     def to(self, device: torch.device | str) -> Draws:
         return Draws(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where `draws.kept` is set, a picture comes with another condition, and the target is not its bits but what the
+    untouched model predicts: so what the pictures do not show stays as it was.
+    """
+
+    conditions: Sequence[Condition]  # one per picture
+    untouched: Callable[[], AbstractContextManager]  # in it, the model is as it was before training
 
 
 def velocity_loss(
@@ -71,6 +85,7 @@ def velocity_loss(
     tokens: Tensor,
     grid: Grid,
     draws: Draws,
+    keeping: Kept | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean squared error of the velocity, float32, and the share of bits that the head predicts wrong.
 
@@ -78,16 +93,30 @@ def velocity_loss(
     entry per picture. The context is disturbed, the targets are not.
     """
     rows = [unconditional if drop else own for own, drop in zip(conditions, draws.dropped.tolist())]
-    hidden = hidden_states(model, rows, torch.where(draws.flipped, -tokens, tokens), grid)
-    times = len(draws.t)
-    cond = model.head.cond_embed(hidden.flatten(0, 1)).repeat(times, 1, 1)
-    bits = tokens.float().flatten(0, 1).repeat(times, 1, 1)
-    noise, t = draws.noise.flatten(0, 2), draws.t.flatten()[:, None, None]
-    x_t = (1 - t) * noise + t * bits
-    time = model.head.time_embed(t.flatten(), tokens.dtype)[:, None]
-    x_pred = model.head(x_t.to(tokens.dtype), time, cond).float()
-    loss = F.mse_loss(velocity_from_x(x_pred, x_t, t), velocity_from_x(bits, x_t, t))
+    t, bits = draws.t[..., None, None], tokens.float()
+    x_t = (1 - t) * draws.noise + t * bits
+    target = bits.expand_as(x_t)
+    if keeping is not None and draws.kept.any():
+        rows = [other if keep else own for own, other, keep in zip(rows, keeping.conditions, draws.kept.tolist())]
+        kept = draws.kept.nonzero()[:, 0]
+        with torch.no_grad(), keeping.untouched():
+            before = predict(
+                model, [rows[i] for i in kept.tolist()], tokens[kept], x_t[:, kept], grid, draws.rows(kept)
+            )
+        target = target.index_copy(1, kept, before)
+    x_pred = predict(model, rows, tokens, x_t, grid, draws)
+    loss = F.mse_loss(velocity_from_x(x_pred, x_t, t), velocity_from_x(target, x_t, t))
     return loss, ((x_pred.detach() > 0) != (bits > 0)).float().mean()
+
+
+def predict(
+    model: BitDance | ImageNetModel, rows: Sequence[Condition], tokens: Tensor, x_t: Tensor, grid: Grid, draws: Draws
+) -> Tensor:
+    """Predict the bits of whole pictures from disturbed ones before them, and from x_t: float32 [times, B, N, P, C]."""
+    hidden = hidden_states(model, rows, torch.where(draws.flipped, -tokens, tokens), grid)
+    cond = model.head.cond_embed(hidden.flatten(0, 1)).repeat(len(draws.t), 1, 1)
+    time = model.head.time_embed(draws.t.flatten(), tokens.dtype)[:, None]
+    return model.head(x_t.flatten(0, 2).to(tokens.dtype), time, cond).float().reshape(x_t.shape)
 
 
 def hidden_states(model: BitDance | ImageNetModel, rows: Sequence[Condition], tokens: Tensor, grid: Grid) -> Tensor:

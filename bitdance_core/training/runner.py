@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,9 +24,10 @@ from ..errors import BitDanceError, format_bytes
 from ..pipeline import PIPELINES, Pipeline
 from ..tokenizer import BinaryTokenizer
 from ..version import __version__
-from . import command, layers, lora, whole
+from . import layers, lora, whole
 from .data import DataSet, Example, Subjects
 from .encoded import BitsFolder, encode_all
+from .others import Others, common_words
 from .run_folder import RunFolder
 from .settings import WHOLE, Settings
 from .trainer import Batch, Figures, Trainer
@@ -40,13 +42,15 @@ class FolderSource:
         self.buckets: list[list[Example]] = list(data.buckets().values())
         self.counts = [len(examples) for examples in self.buckets]
         self.subjects, self.bits, self.flip = subjects, bits, flip
+        self.others = Others(data, subjects)
 
     def batch(self, bucket: int, chosen: Sequence[int], rng: np.random.Generator) -> Batch:
         examples = [self.buckets[bucket][number] for number in chosen]
         size, mirrored = examples[0].size, rng.random(len(examples)) < 0.5
         bits = [self.bits.load(e.path, size, bool(m) and self.flip) for e, m in zip(examples, mirrored)]
         conditions = [example.condition for example in examples]
-        return Batch(torch.stack(bits), conditions, self.subjects.unconditional(size), self.subjects.grid(size))
+        others = self.others.conditions(examples, rng)
+        return Batch(torch.stack(bits), conditions, self.subjects.unconditional(size), self.subjects.grid(size), others)
 
 
 @dataclasses.dataclass
@@ -138,7 +142,8 @@ class Run:
         model, parameters = self._model()
         dtype = torch.float32 if self.settings.adapter == WHOLE else self.dtype
         source = FolderSource(self.data, self.subjects, self.bits, self.settings.flip)
-        trainer = Trainer(model, parameters, source, self.settings, dtype, self.accelerator)
+        untouched = None if self.settings.adapter == WHOLE else partial(lora.disabled, model)
+        trainer = Trainer(model, parameters, source, self.settings, dtype, self.accelerator, untouched)
         if state:
             trainer.load_state(state, first)
         pipe = None
@@ -212,7 +217,7 @@ class Run:
     def _about(self, step: int) -> dict[str, object]:
         return {
             "family": self.checkpoint.config.family,
-            "words": command.common_words(self.data),
+            "words": " ".join(common_words(self.data)),
             "source": self.data.folder.name,
             "pictures": len(self.data.examples),
             "step": step,

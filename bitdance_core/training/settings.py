@@ -33,6 +33,7 @@ class Settings:
     accumulate: int = 1  # passes that a step's pictures are split into, on each process
     times: int = 1  # how often a patch is used in a step
     drop: float = 0.1
+    keep: float = 0.25  # share of pictures that teach what is to stay as it is
     quantize: str = "none"
     checkpoint_layers: bool = False
     fit: str = "crop"
@@ -50,8 +51,9 @@ class Settings:
             value = getattr(self, name)
             if not (math.isfinite(value) and 0 < value <= most):
                 raise BitDanceError(f"--{name} must be a number above 0 and at most {most:g}, found {value}")
-        if not 0 <= self.drop < 1:
-            raise BitDanceError(f"--drop must be a share from 0 to below 1, found {self.drop}")
+        for name in ("drop", "keep"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BitDanceError(f"--{name} must be a share from 0 to below 1, found {getattr(self, name)}")
         if self.adapter == WHOLE and self.quantize != "none":
             raise BitDanceError("--quantize is for frozen weights, and --full trains all; leave one of them out")
         if self.adapter == "dora" and self.quantize != "none":

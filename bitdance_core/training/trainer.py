@@ -7,6 +7,7 @@ its part. So a resumed run equals an uninterrupted one, and processes together s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -20,24 +21,33 @@ from ..errors import BitDanceError
 from ..model.class_model import ImageNetModel
 from ..model.grid import Grid
 from ..model.text_model import BitDance
-from .loss import Condition, Corruption, Draws, velocity_loss
+from .loss import Condition, Corruption, Draws, Kept, velocity_loss
 from .order import order
 from .settings import Settings
 
 GRADIENT_NORM = 1.0
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of each parameter
+Untouched = Callable[[], AbstractContextManager]  # in it, the model is as it was before training
 STEP_DRAWS = 1  # the stream of random numbers of steps; that of the order is 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one size: bits bool [B, C, h, w], and what each is drawn from."""
+    """Pictures of one size: bits bool [B, C, h, w], and what each is drawn from.
+
+    `others` are conditions, one per picture, that the pictures do not show; None if there are none.
+    """
 
     bits: Tensor
     conditions: Sequence[Condition]
     unconditional: Condition
     grid: Grid
+    others: Sequence[Condition] | None = None
+
+    def rows(self, rows: slice) -> Batch:
+        others = None if self.others is None else self.others[rows]
+        return Batch(self.bits[rows], self.conditions[rows], self.unconditional, self.grid, others)
 
 
 class Source(Protocol):
@@ -61,15 +71,20 @@ class Figures:
 class Objective(nn.Module):
     """A model whose forward pass is its loss, as accelerate wraps it."""
 
-    def __init__(self, model: BitDance | ImageNetModel) -> None:
+    def __init__(self, model: BitDance | ImageNetModel, untouched: Untouched | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.untouched = model, untouched
 
     def forward(self, batch: Batch, draws: Draws, dtype: torch.dtype) -> Tensor:
         """Return loss and share of wrong bits, float32 [2]; gradients flow into the loss alone."""
         device = draws.t.device
         tokens = batch.grid.patchify(torch.where(batch.bits.to(device), 1.0, -1.0).to(dtype))
-        return torch.stack(velocity_loss(self.model, batch.conditions, batch.unconditional, tokens, batch.grid, draws))
+        keeping = None
+        if self.untouched is not None and batch.others is not None:
+            keeping = Kept(batch.others, self.untouched)
+        return torch.stack(
+            velocity_loss(self.model, batch.conditions, batch.unconditional, tokens, batch.grid, draws, keeping)
+        )
 
 
 class Trainer:
@@ -83,15 +98,19 @@ class Trainer:
         settings: Settings,
         dtype: torch.dtype,
         accelerator: Accelerator,
+        untouched: Untouched | None = None,
     ) -> None:
-        """Take the trainable parameters by name; the others are frozen. Raises BitDanceError for an uneven batch."""
+        """Take the trainable parameters by name; the others are frozen. Raises BitDanceError for an uneven batch.
+
+        Without `untouched` nothing is taught to stay as it is.
+        """
         self.settings, self.source, self.dtype, self.accelerator = settings, source, dtype, accelerator
         self.part = settings.split(accelerator.num_processes)
         self.parameters = dict(parameters)
-        self.corruption = Corruption(settings.drop, times=settings.times)
+        self.corruption = Corruption(settings.drop, keep=settings.keep, times=settings.times)
         self.time_shift = model.config.head.time_shift
         optimizer = torch.optim.AdamW(list(parameters.values()), settings.lr, BETAS, EPSILON, weight_decay=0.0)
-        self.objective, self.optimizer = accelerator.prepare(Objective(model), optimizer)
+        self.objective, self.optimizer = accelerator.prepare(Objective(model, untouched), optimizer)
 
     def run(self, first: int = 0, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Figures]:
         """Train from step `first` on, and yield after each step. Stops early, on all processes, once any should stop.
@@ -123,9 +142,8 @@ class Trainer:
         for number in range(self.settings.accumulate):
             start = (self.accelerator.process_index * self.settings.accumulate + number) * self.part
             rows = slice(start, start + self.part)
-            own = Batch(batch.bits[rows], batch.conditions[rows], batch.unconditional, grid)
             with self.accelerator.accumulate(self.objective):
-                result = self.objective(own, draws.rows(rows).to(device), self.dtype)
+                result = self.objective(batch.rows(rows), draws.rows(rows).to(device), self.dtype)
                 self.accelerator.backward(result[0])
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(list(self.parameters.values()), GRADIENT_NORM)

@@ -1,7 +1,9 @@
 """The training loss: equal to a plain reference on the golden models, gradients too, and what sampling sees."""
 
 import copy
+import itertools
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import golden
 import golden_classes
 import reference
 from bitdance_core.model.grid import Grid
-from bitdance_core.training.loss import Corruption, Draws, block_causal_mask, hidden_states, velocity_loss
+from bitdance_core.training.loss import Corruption, Draws, Kept, block_causal_mask, hidden_states, velocity_loss
 
 TEXTS = ["a red star", "two small circles on a very large field", ""]
 KINDS = ["t2i_p16", "t2i_p64", "tiny_1x", "tiny_4x", "tiny_16x"]
@@ -44,21 +46,29 @@ def draw(tokens, corruption, shift=1.0, seed=7):
     return Draws.make(tokens.shape, corruption, shift, torch.Generator().manual_seed(seed))
 
 
-def plain_loss(model, conditions, unconditional, tokens, grid, draws):
-    """One picture, one patch and one time after another; the sequence is read again for each patch."""
-    read = reference.hidden_states_of_class if isinstance(unconditional, int) else reference.hidden_states
-    positions, errors = reference.positions_of(model, grid), []
-    for b, condition in enumerate(conditions):
-        condition = unconditional if draws.dropped[b] else condition
+def plain_loss(model, conditions, unconditional, tokens, grid, draws, others=None, before=None):
+    """One picture, one patch and one time after another; the sequence is read again for each patch.
+
+    With `others` and the model as it was `before`, kept pictures are to be predicted as it did.
+    """
+
+    def predict(model, condition, b, k, z, t):
+        read = reference.hidden_states_of_class if isinstance(unconditional, int) else reference.hidden_states
         context = tokens[b] * (1 - 2 * draws.flipped[b].to(tokens))
-        for k in range(grid.num_patches):
-            cond = model.head.cond_embed((read(model, condition, context[:k], grid) + positions[k])[None])
-            for s in range(len(draws.t)):
-                t, noise, x = draws.t[s, b, k].double(), draws.noise[s, b, k].double(), tokens[b, k]
-                z = (1 - t) * noise + t * x
-                predicted = model.head(z[None], model.head.time_embed(t[None], tokens.dtype)[:, None], cond)[0]
-                left = max(1 - float(t), 0.05)
-                errors.append(((x - z) / left - (predicted - z) / left) ** 2)
+        hidden = read(model, condition, context[:k], grid) + reference.positions_of(model, grid)[k]
+        cond = model.head.cond_embed(hidden[None])
+        return model.head(z[None], model.head.time_embed(t[None], tokens.dtype)[:, None], cond)[0]
+
+    errors = []
+    for b, k, s in itertools.product(range(len(conditions)), range(grid.num_patches), range(len(draws.t))):
+        condition = unconditional if draws.dropped[b] else conditions[b]
+        is_kept = others is not None and draws.kept[b]
+        condition = others[b] if is_kept else condition
+        t, noise, x = draws.t[s, b, k].double(), draws.noise[s, b, k].double(), tokens[b, k]
+        z = (1 - t) * noise + t * x
+        target = predict(before, condition, b, k, z, t).detach() if is_kept else x
+        left = max(1 - float(t), 0.05)
+        errors.append(((target - z) / left - (predict(model, condition, b, k, z, t) - z) / left) ** 2)
     return torch.stack(errors).mean()
 
 
@@ -81,6 +91,30 @@ def test_loss_and_gradients_equal_the_plain_reference(name):
             torch.testing.assert_close(
                 parameter.grad, gradient, rtol=1e-4, atol=atol, msg=lambda m, w=where: f"{w}: {m}"
             )
+
+
+@pytest.mark.parametrize("name", ["t2i_p16", "tiny_4x"])
+def test_what_is_kept_is_predicted_as_before(name):
+    model, grid, conditions, unconditional = load(name)
+    tokens = random_tokens(grid, model.config.head.bits)
+    draws = draw(tokens, Corruption(drop=0.5, keep=0.5, times=2), seed=7)
+    assert 0 < draws.kept.sum() < 3
+    before, layer = copy.deepcopy(model), model.head.res_blocks[0]
+    layer.load_state_dict({name: 1.1 * weight for name, weight in layer.state_dict().items()})
+    others = conditions[1:] + conditions[:1]
+
+    @contextmanager
+    def untouched():
+        model.head.res_blocks[0] = before.head.res_blocks[0]
+        yield
+        model.head.res_blocks[0] = layer
+
+    plain = plain_loss(model, conditions, unconditional, tokens, grid, draws, others, before)
+    expected = torch.autograd.grad(plain, list(layer.parameters()))
+    loss, _ = velocity_loss(model, conditions, unconditional, tokens, grid, draws, Kept(others, untouched))
+    torch.testing.assert_close(loss.double(), plain, rtol=1e-5, atol=0)
+    for found, gradient in zip(torch.autograd.grad(loss, list(layer.parameters())), expected):
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
 @pytest.mark.parametrize("name", KINDS)
