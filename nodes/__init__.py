@@ -20,6 +20,7 @@ from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, Bit
 from .metrics import BitDanceCompareImages
 from .sampling import BitDanceNextPatchSampler, BitDanceSamplingOptions
 from .text import BitDanceTextEncode
+from .training import BitDanceTrainLora
 
 NODES: list[type[io.ComfyNode]] = [
     BitDanceLoadModel,
@@ -42,6 +43,7 @@ NODES: list[type[io.ComfyNode]] = [
     BitDanceBlendBits,
     BitDanceInspectBits,
     BitDanceCompareImages,
+    BitDanceTrainLora,
 ]
 for node in NODES:
     guard(node)

@@ -44,7 +44,7 @@ class Settings:
         """Raise BitDanceError, in the words of the options, for values that no run can have."""
         for name, least, most in (
             ("steps", 1, 10**7), ("batch", 1, 2**16), ("rank", 1, 4096), ("accumulate", 1, 2**16), ("times", 1, 64),
-            ("seed", 0, 2**63 - 1), ("warmup", 0, 10**7),
+            ("seed", 0, 2**64 - 1), ("warmup", 0, 10**7),
         ):  # fmt: skip
             whole_number(f"--{name}", getattr(self, name), least, most)
         for name, most in (("lr", 1.0), ("alpha", 1e6)):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from bitdance_core import BitDancePipeline, ImageNetPipeline
 from bitdance_core.cli import main
-from drawn import colour_pairs, write_shapes
+from builtin.eval_finetuning import colour_pairs, write_pictures
 from golden_classes import DATA as CLASSES
 from paths import ROOT
 
@@ -29,8 +29,8 @@ def gradients():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write_shapes(folder, "diamond", colour_pairs()[:3])
-    write_shapes(folder / "wide", "cross", colour_pairs()[:2], size=(64, 128))
+    write_pictures(folder, "diamond", colour_pairs()[:3])
+    write_pictures(folder / "wide", "cross", colour_pairs()[:2], size=(64, 128))
     return folder
 
 
@@ -104,7 +104,7 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(data, whole, tmp_path, caps
 def test_a_run_is_not_resumed_with_other_pictures(data, tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     own = tmp_path / "data"
-    write_shapes(own, "diamond", colour_pairs()[:2])
+    write_pictures(own, "diamond", colour_pairs()[:2])
     process = subprocess.Popen(command(own, out, "--save-every", "1", "--steps", "400"), cwd=ROOT)
     while not (tmp_path / "a_run" / "state.safetensors").exists():
         assert process.poll() is None
@@ -195,7 +195,7 @@ def test_all_weights_become_an_official_folder(data, tmp_path):
 
 
 def test_class_models_learn_from_folders_of_classes(tmp_path):
-    write_shapes(tmp_path / "data" / "2", "diamond", colour_pairs()[:2])
+    write_pictures(tmp_path / "data" / "2", "diamond", colour_pairs()[:2])
     model = CLASSES / "tiny_4x.pt"
     options = ["--model", str(model), "--tokenizer", str(CLASSES / "ae_tiny_4x.pt")]
     out = tmp_path / "a.safetensors"

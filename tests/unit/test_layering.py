@@ -12,7 +12,12 @@ from paths import ROOT
 CORE = ROOT / "bitdance_core"
 ALLOWED = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "PIL", "tqdm", "flash_attn", "skimage"}
 # packages of an extra, by the module that needs them
-OPTIONAL = {"batch.ray_workers": {"ray"}, "training.lora": {"peft"}, "training.trainer": {"accelerate"}}
+OPTIONAL = {
+    "batch.ray_workers": {"ray"},
+    "training.lora": {"peft"},
+    "training.trainer": {"accelerate"},
+    "training.runner": {"accelerate"},
+}
 # a package or module imports those of lower layers, and itself
 LAYERS = [
     {"errors", "parts", "version"},
