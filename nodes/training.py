@@ -57,7 +57,7 @@ class BitDanceTrainLora(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "keep",
-                    default=0.25,
+                    default=0.4,
                     min=0.0,
                     max=0.9,
                     step=0.05,
