@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import is_tensorboard_available
 from tqdm import tqdm
 
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
@@ -86,16 +87,15 @@ class Run:
         is_mixed = self.settings.adapter == WHOLE and self.dtype == torch.bfloat16
         if self.device.type == "cuda" and self.device.index:
             torch.cuda.set_device(self.device)
-        try:
-            return Accelerator(
-                cpu=self.device.type == "cpu",
-                mixed_precision="bf16" if is_mixed else "no",
-                gradient_accumulation_steps=self.settings.accumulate,
-                log_with=self.args.log_with,
-                project_dir=self.folder.folder,
-            )
-        except ValueError as error:  # a tracker that is not installed
-            raise BitDanceError(f"--log-with {self.args.log_with} cannot be used: {error}") from error
+        if self.args.log_with and not is_tensorboard_available():  # accelerate would go on without it
+            raise BitDanceError("--log-with tensorboard needs tensorboard, which is missing: pip install tensorboard")
+        return Accelerator(
+            cpu=self.device.type == "cpu",
+            mixed_precision="bf16" if is_mixed else "no",
+            gradient_accumulation_steps=self.settings.accumulate,
+            log_with=self.args.log_with,
+            project_dir=self.folder.folder,
+        )
 
     def _tokenizer(self) -> BinaryTokenizer:
         autoencoder, device = self.checkpoint.tokenizer.build(), self.accelerator.device

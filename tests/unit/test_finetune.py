@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bitdance_core import BitDancePipeline, ImageNetPipeline
+from bitdance_core.checkpoints.locate import ASSETS
 from bitdance_core.cli import main
 from builtin.eval_finetuning import colour_pairs, write_pictures
 from golden_classes import DATA as CLASSES
@@ -245,6 +246,26 @@ def test_wrong_options_are_refused_in_one_sentence(data, tmp_path, monkeypatch, 
     error = error_of(capsys, data, *options)
     assert all(word in error for word in words), error
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".jsonl")]
+
+
+def test_a_log_that_cannot_be_written_is_refused(data, tmp_path, capsys, monkeypatch):
+    from bitdance_core.training import runner
+
+    monkeypatch.setattr(runner, "is_tensorboard_available", lambda: False)
+    options = ["--out", tmp_path / "a.safetensors", *QUICK, "--log-with", "tensorboard"]
+    assert "pip install tensorboard" in error_of(capsys, data, *options)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_all_weights_train_in_mixed_precision(data, tmp_path):
+    """In a process of its own: accelerate's choice of a precision is for a whole process."""
+    out = tmp_path / "model"
+    options = ["--full", "--dtype", "bfloat16", "--lr", "0.01"]
+    result = subprocess.run(command(data, out, *options), cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    before, after = (load_file(folder / "vision_head.safetensors") for folder in (ASSETS / "builtin", out))
+    assert before.keys() == after.keys() and all(t.dtype == torch.float16 for t in after.values())
+    assert all(t.isfinite().all() and not torch.equal(t, before[name]) for name, t in after.items())
 
 
 def test_without_peft_there_is_a_remedy(data, tmp_path):
