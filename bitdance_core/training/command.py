@@ -47,7 +47,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--times", type=int, metavar="N", help=f"use each patch at N times of the flow ({own})")
     parser.add_argument("--drop", type=float, default=0.1, help="share of pictures without caption (default: 0.1)")
     parser.add_argument(
-        "--keep", type=float, default=0.4, help="share of pictures that teach what stays as it is (default: 0.4)"
+        "--keep", type=float, default=0.3, help="share of pictures that teach what stays as it is (default: 0.3)"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same file (default: 0)")
     parser.add_argument("--adapter", choices=ADAPTERS, default="lora", help="default: %(default)s")

@@ -33,7 +33,7 @@ class Settings:
     accumulate: int = 1  # passes that a step's pictures are split into, on each process
     times: int = 1  # how often a patch is used in a step
     drop: float = 0.1
-    keep: float = 0.4  # share of pictures that teach what is to stay as it is
+    keep: float = 0.3  # share of pictures that teach what is to stay as it is
     quantize: str = "none"
     checkpoint_layers: bool = False
     fit: str = "crop"
@@ -91,7 +91,7 @@ def defaults_for(config: BitDanceConfig | ImageNetConfig, is_whole: bool, pictur
     """
     width = config.width if isinstance(config, ImageNetConfig) else config.backbone.hidden_size
     if width < SMALL:
-        return {"steps": 150, "batch": 16, "lr": 3e-4 if is_whole else 1e-3, "times": 2, "warmup": 10}
+        return {"steps": 400, "batch": 16, "lr": 3e-4 if is_whole else 2e-3, "times": 2, "warmup": 10}
     # thirty looks at each picture, as far as that is neither too few steps nor too many
     steps = min(4000, max(500, 30 * pictures // 4))
     return {"steps": steps, "batch": 4, "lr": 1e-5 if is_whole else 1e-4, "times": 1, "warmup": 50}

@@ -96,7 +96,7 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(data, whole, tmp_path, caps
     refused = error_of(capsys, data, "--out", out, *QUICK)
     assert "--resume" in refused and "stopped after step" in refused
     refused = error_of(capsys, data, "--out", out, *QUICK, "--lr", "0.5", "--resume")
-    assert "lr 0.001 -> 0.5" in refused and "another --out" in refused
+    assert "lr 0.002 -> 0.5" in refused and "another --out" in refused
     assert finetune(data, out, "--resume") == 0
     assert out.read_bytes() == whole.read_bytes()
     assert "exists already" in error_of(capsys, data, "--out", out, *QUICK, "--resume")
