@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .checkpoints.fingerprint import fingerprint as identify
 from .checkpoints.hub import HUB_ID
 from .checkpoints.locate import builtin_models
+from .checkpoints.lora_merge import Lora
 from .errors import BitDanceError, shorten
 from .version import __version__
 
@@ -24,7 +26,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "prompt": str, "labels": list, "negative_prompt": str, "height": int, "width": int, "num_images": int, "seed": int,
     "steps": int, "guidance": NUMBER, "sampler": str, "time_shift": NUMBER, "last_steps": int, "last_guidance": NUMBER,
     "guidance_interval": list, "noise_scale": NUMBER, "schedule": str, "allow_untrained_size": bool, "denoise": NUMBER,
-    "init": str, "bits": str, "mask": str, "outpaint": list, "region": list,
+    "init": str, "bits": str, "mask": str, "outpaint": list, "region": list, "lora": list,
 }  # fmt: skip
 
 
@@ -55,10 +57,21 @@ def _plain(name: str, value: Any) -> Any:
     return float(value) if TYPES[name] is NUMBER else value
 
 
-def model_stamp(family: str, fingerprint: str, dtype: str, quantize: str | None) -> dict[str, str]:
-    """Identify a model and the types that it computes in, for recipes and the manifest of a batch."""
+def model_stamp(
+    family: str, fingerprint: str, dtype: str, quantize: str | None, loras: Sequence[Lora] = ()
+) -> dict[str, str]:
+    """Identify a model, the types that it computes in, and its LoRAs, for recipes and the manifest of a batch."""
     stamp = {"family": family, "fingerprint": fingerprint, "dtype": dtype}
-    return stamp if quantize is None else stamp | {"quantize": quantize}
+    if quantize is not None:
+        stamp["quantize"] = quantize
+    if loras:
+        stamp["loras"] = ", ".join(f"{identify([lora.path])}:{lora.strength:g}" for lora in loras)
+    return stamp
+
+
+def lora_names(loras: Sequence[Lora]) -> list[str] | None:
+    """Write LoRA files as `--lora` takes them, without their folders; None where there are none."""
+    return [f"{public_name(lora.path)}:{lora.strength:g}" for lora in loras] or None
 
 
 def public_name(source: str | Path) -> str:

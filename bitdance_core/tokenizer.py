@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from .checkpoints.layouts import TOKENIZER_FILES
 from .checkpoints.load import load_weights
 from .checkpoints.locate import locate
 from .checkpoints.tokenizer_files import read_tokenizer
-from .errors import BitDanceError
+from .errors import BitDanceError, MissingFileError
 from .model.tokenizer_network import BinaryAutoencoder
 from .sampling.memory import decoding_bytes, encoding_bytes, refuse
 
@@ -118,6 +119,23 @@ def to_pixels(image: Image.Image) -> Tensor:
     rgb = to_rgb(image)
     data = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(1, rgb.height, rgb.width, 3)
     return data.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture file without reading its pixels. Raises BitDanceError for a file that Pillow cannot read."""
+    try:
+        with Image.open(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} is missing") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # the type depends on format and damage
+        raise BitDanceError(f"{path} is not a readable picture ({error})") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

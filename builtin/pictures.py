@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,17 @@ COLOURS = {
 }
 HALF_EXTENTS = {"small": 0.20, "large": 0.38}  # of the shorter side
 SHAPES = ("circle", "square", "triangle", "star")
+# shapes that the built-in model was not trained on, to be learned (builtin/eval_finetuning.py)
+NEW_SHAPES = ("diamond", "cross", "arrow", "hourglass")
+POLYGONS = {
+    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    "triangle": [(0, -1), (1, 1), (-1, 1)],
+    "diamond": [(0, -1), (0.7, 0), (0, 1), (-0.7, 0)],
+    "cross": [(-0.33, -1), (0.33, -1), (0.33, -0.33), (1, -0.33), (1, 0.33), (0.33, 0.33), (0.33, 1), (-0.33, 1),
+              (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33)],
+    "arrow": [(-1, -0.3), (0.1, -0.3), (0.1, -0.9), (1, 0), (0.1, 0.9), (0.1, 0.3), (-1, 0.3)],
+    "hourglass": [(-0.9, -1), (0.9, -1), (0.15, 0), (0.9, 1), (-0.9, 1), (-0.15, 0)],
+}  # fmt: skip
 MAX_OFFSET = 0.08  # of the shorter side: maximum distance of the shape's centre from the middle
 SUPERSAMPLING = 8
 
@@ -67,15 +79,15 @@ def stencil(shape: str, half_extent: float, centre: tuple[float, float], height:
     if shape == "circle":
         pen.ellipse([(cx - e) * s, (cy - e) * s, (cx + e) * s, (cy + e) * s], fill=255)
     else:
-        if shape == "square":
-            points = [(-e, -e), (e, -e), (e, e), (-e, e)]
-        elif shape == "triangle":
-            points = [(0, -e), (e, e), (-e, e)]
-        else:
-            radii = [e, 0.42 * e] * 5
-            points = [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate(radii)]
-        pen.polygon([((cx + x) * s, (cy + y) * s) for x, y in points], fill=255)
+        pen.polygon([((cx + e * x) * s, (cy + e * y) * s) for x, y in corners(shape)], fill=255)
     return np.asarray(mask.reduce(s), dtype=np.float32) / 255
+
+
+def corners(shape: str) -> list[tuple[float, float]]:
+    """Return the corners (x, y) of a shape of half extent 1."""
+    if shape == "star":
+        return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate([1, 0.42] * 5)]
+    return POLYGONS[shape]
 
 
 def draw(picture: Picture, height: int, width: int, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -88,8 +100,8 @@ def draw(picture: Picture, height: int, width: int, rng: np.random.Generator | N
     return ground + coverage * (ink - ground)
 
 
-def read(image: Image.Image) -> Picture | None:
-    """Recognise the picture in an image; None if the image has one colour only.
+def read(image: Image.Image, shapes: Sequence[str] = SHAPES) -> Picture | None:
+    """Recognise the picture in an image, of the given shapes; None if the image has one colour only.
 
     The background is the most frequent named colour of the border, the ink the most frequent other colour. Shape and
     size are those of the stencil with the best overlap after aligning the centres of mass.
@@ -107,7 +119,7 @@ def read(image: Image.Image) -> Picture | None:
     # share of ink in each pixel: its position on the line from background to ink
     line = palette[ink] - palette[ground]
     coverage = np.clip((pixels - palette[ground]) @ line / (line @ line), 0, 1)
-    size, shape = max(itertools.product(HALF_EXTENTS, SHAPES), key=lambda pair: _overlap(coverage, *pair))
+    size, shape = max(itertools.product(HALF_EXTENTS, shapes), key=lambda pair: _overlap(coverage, *pair))
     return Picture(size, names[ink], shape, names[ground])
 
 

@@ -31,9 +31,10 @@ from bitdance_core.model.grid import Grid
 from bitdance_core.model.prompt import PromptTokenizer
 from bitdance_core.model.text_model import BitDance
 from bitdance_core.model.tokenizer_network import BinaryAutoencoder
-from bitdance_core.sampling.flow import velocity_from_x
+from bitdance_core.training.loss import Corruption, Draws, velocity_loss
 from builtin.model import (
     AUTOENCODER_CONFIG,
+    HEAD_CONFIG,
     SIDE,
     SIZES,
     TOKENS_PER_PATCH,
@@ -62,7 +63,7 @@ class Settings:
     even_from: int = 1000  # the step from which every second batch is wide; before, fewer
     flow_samples: int = 2  # noise levels per patch and step: the head is cheaper than the backbone
     unconditional: float = 0.1
-    context_flips: float = 0.1  # maximum share of flipped bits in the context: the model must tolerate its mistakes
+    context_flips: float = 0.1  # twice the share of flipped bits in the context: the model must tolerate its mistakes
     flow_mean: float = -0.8  # mean of logit(t)
     flow_std: float = 0.8
     ema: float = 0.999
@@ -193,32 +194,10 @@ def random_flips(shape: tuple[int, ...], most: float, generator: torch.Generator
     return torch.rand(shape, generator=generator) < share
 
 
-def token_ids(prompts: PromptTokenizer, texts: list[str | None], grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return ids [B, L] of texts and image openings, left-padded as in drawing, and each row's padding [B].
-
-    A text of None means the unconditional template.
-    """
-    opening = prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
-    rows = [(prompts.unconditional() if text is None else prompts.conditional(text)) + opening for text in texts]
-    length = max(map(len, rows))
-    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-    return ids, torch.tensor([length - len(row) for row in rows])
-
-
-def hidden_states(model: BitDance, ids: Tensor, padding: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
-    """Run the backbone over whole pictures: tokens [B, patches, P, C] -> conditioning [B, patches, P, D]."""
-    P, device = grid.tokens_per_patch, tokens.device
-    positions = grid.positions(model.config.backbone.hidden_size, device)
-    embedded = (model.projector(tokens[:, :-1]) + positions[:-1]).flatten(1, 2)
-    x = torch.cat((model.backbone.embed_tokens(ids), embedded), dim=1)
-    steps = torch.arange(x.shape[1], device=device)
-    start = ids.shape[1] - P  # where block 0 begins; the tokens before are causal
-    order = torch.where(steps < start, steps, start + (steps - start) // P)
-    real = steps >= padding[:, None]
-    itself = torch.eye(len(steps), dtype=torch.bool, device=device)
-    mask = ((order[:, None] >= order) & real[:, None, :] | itself)[:, None]
-    hidden = model.backbone(x, (steps - padding[:, None]).clamp_min(0), mask)
-    return hidden[:, start:].unflatten(1, (-1, P)) + positions
+def token_ids(prompts: PromptTokenizer, text: str | None, grid: Grid) -> list[int]:
+    """Return the ids of a text and the image opening; a text of None means the unconditional template."""
+    words = prompts.unconditional() if text is None else prompts.conditional(text)
+    return words + prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
 
 
 def train_model(run: Path, settings: Settings, device: str) -> None:
@@ -228,6 +207,9 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
     model = BitDance(model_config(prompts), device="cpu")
     initialize(model)
     model.to(device)
+    corruption = Corruption(
+        settings.unconditional, settings.context_flips, settings.flow_samples, settings.flow_mean, settings.flow_std
+    )
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng, generator = step_rng(settings, 1, step)
@@ -236,20 +218,10 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
             bits = autoencoder.encode(pixels.to(device))
         grid = Grid(*bits.shape[2:], math.isqrt(TOKENS_PER_PATCH))
         tokens = grid.patchify(bits)  # [B, patches, P, C]
-        ids, padding = token_ids(prompts, [None if rng.random() < settings.unconditional else t for t in texts], grid)
-        flips = random_flips(tokens.shape, settings.context_flips, generator).to(device)
-        context = torch.where(flips, -tokens, tokens)
-        cond = hidden_states(model, ids.to(device), padding.to(device), context, grid)
-        cond = model.head.cond_embed(cond.flatten(0, 1)).repeat(settings.flow_samples, 1, 1)
-        x1 = tokens.flatten(0, 1).repeat(settings.flow_samples, 1, 1)
-        noise = torch.randn(x1.shape, generator=generator).to(device)
-        t = torch.sigmoid(settings.flow_mean + settings.flow_std * torch.randn(len(x1), generator=generator))
-        t = t.to(device)
-        t_ = t[:, None, None]  # for a patch [P, C]
-        x_t = (1 - t_) * noise + t_ * x1
-        x_pred = model.head(x_t, model.head.time_embed(t, x_t.dtype)[:, None], cond)
-        loss = F.mse_loss(velocity_from_x(x_pred, x_t, t_), x1 - noise)
-        return loss, {"wrong_bits": ((x_pred > 0) != (x1 > 0)).float().mean()}
+        draws = Draws.make(tokens.shape, corruption, HEAD_CONFIG.time_shift, generator).to(device)
+        conditions = [token_ids(prompts, text, grid) for text in texts]
+        loss, wrong = velocity_loss(model, conditions, token_ids(prompts, None, grid), tokens, grid, draws)
+        return loss, {"wrong_bits": wrong}
 
     train(run, "model", model, settings.model_steps, settings.model_lr, settings.ema, loss_of_step)
 

@@ -22,6 +22,7 @@ from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, Bit
 from .metrics import BitDanceCompareImages
 from .sampling import BitDanceNextPatchSampler, BitDanceSamplingOptions
 from .text import BitDancePrompt
+from .training import BitDanceTrainLora
 
 NODES: list[type[io.ComfyNode]] = [
     BitDanceLoadModel,
@@ -44,6 +45,7 @@ NODES: list[type[io.ComfyNode]] = [
     BitDanceBlendBits,
     BitDanceInspectBits,
     BitDanceCompareImages,
+    BitDanceTrainLora,
 ]
 for node in NODES:
     guard(node)

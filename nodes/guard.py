@@ -42,9 +42,19 @@ def guard(node: type[io.ComfyNode]) -> None:
     def sockets() -> list[io.Input]:
         return [socket for socket in node.GET_SCHEMA().inputs if socket.get_io_type() in CHECKS]
 
+    @functools.cache
+    def takes_lists() -> bool:
+        return bool(node.GET_SCHEMA().is_input_list)
+
     @functools.wraps(execute)
     def checked(cls, *args, **inputs) -> io.NodeOutput:
-        check_inputs(sockets(), inputs)
+        if takes_lists():
+            for number in range(max(map(len, inputs.values()), default=0)):
+                check_inputs(
+                    sockets(), {name: values[number] for name, values in inputs.items() if number < len(values)}
+                )
+        else:
+            check_inputs(sockets(), inputs)
         try:
             return execute(cls, *args, **inputs)
         except (RuntimeError, MemoryError) as error:

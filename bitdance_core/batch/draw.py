@@ -14,9 +14,10 @@ import torch
 from .. import devices
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.locate import locate
+from ..checkpoints.lora_merge import Lora
 from ..errors import BitDanceError, is_out_of_memory
 from ..pipeline import Pipeline, load_pipeline
-from ..recipe import make
+from ..recipe import lora_names, make
 from ..version import __version__
 from .jobs import Job, contents
 from .manifest import write
@@ -27,7 +28,8 @@ Outcome = dict[str, Any] | str
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The model, device and folder of a run, the same on every machine. `stamp` identifies the model and its dtype.
+    """The model, device and folder of a run, the same on every machine. `stamp` identifies the model, its dtype and its
+    LoRAs.
 
     `metadata`: whether pictures carry their recipes.
     """
@@ -40,6 +42,7 @@ class RunSettings:
     stamp: dict[str, str]
     metadata: bool = True
     offload: bool = False
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def load(settings: RunSettings) -> Pipeline:
     """Load the model of a run."""
     tokenizer = None if settings.tokenizer is None else Path(settings.tokenizer)
     checkpoint = read_checkpoint(locate(settings.source), tokenizer)
-    how = {"quantize": settings.stamp.get("quantize"), "offload": settings.offload}
+    how = {"quantize": settings.stamp.get("quantize"), "offload": settings.offload, "loras": settings.loras}
     return load_pipeline(checkpoint, settings.device, devices.COMPUTE_DTYPES[settings.dtype], **how)
 
 
@@ -77,7 +80,8 @@ def draw_job(pipe: Pipeline, job: Job, settings: RunSettings) -> Outcome:
         if not is_out_of_memory(error):
             raise
         return f"not enough memory on {pipe.device}"
-    made = make(job.arguments, settings.source, settings.tokenizer, settings.stamp, str(pipe.device))
+    arguments = job.arguments | {"lora": lora_names(settings.loras)}
+    made = make(arguments, settings.source, settings.tokenizer, settings.stamp, str(pipe.device))
     recipe = made if settings.metadata else None
     files = []
     for name, data in zip(job.names, contents(job.plan["layout"], job.row, images, recipe)):

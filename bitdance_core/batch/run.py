@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.fingerprint import files_of, fingerprint
 from ..checkpoints.locate import builtin_models, locate
+from ..checkpoints.lora_merge import Lora, check_loras
 from ..errors import BitDanceError, whole_number
 from ..pipeline import outline
 from ..pipeline.loading import choose
@@ -36,9 +37,11 @@ def run(args: argparse.Namespace) -> None:
         whole_number("--workers", args.workers, least=1)
     rows = read_rows(args.prompts, args.layout)
     checkpoint = read_checkpoint(locate(args.model), args.tokenizer and Path(args.tokenizer))
-    model, files = outline(checkpoint), files_of(checkpoint.components)
+    model, files = outline(checkpoint, args.quantize), files_of(checkpoint.components)
     jobs = [plan(row, args, model) for row in rows]
     check_names(jobs)
+    loras = tuple(Lora.parse(text).absolute() for text in args.lora or ())
+    check_loras(model.model, loras)
     out = args.out.absolute()
     with locked(out), ExitStack() as stack:
         if args.ray is None:
@@ -46,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
         else:
             executor = stack.enter_context(import_distributed().connect(args.ray, args.workers, args.device))
         dtype = args.dtype or str(executor.dtype).removeprefix("torch.")
-        stamp = model_stamp(model.config.family, fingerprint(files), dtype, args.quantize)
+        stamp = model_stamp(model.config.family, fingerprint(files), dtype, args.quantize, loras)
         tokenizer = args.tokenizer and absolute_source(args.tokenizer)
         settings = RunSettings(absolute_source(args.model), tokenizer, str(executor.device), dtype, out, stamp,
-                               not args.no_metadata, args.offload)  # fmt: skip
+                               not args.no_metadata, args.offload, loras)  # fmt: skip
         done = resume(out, jobs, stamp)
         pending = [job for job in jobs if job.row.id not in done]
         failed = draw_and_record(pending, settings, executor, len(jobs))

@@ -20,8 +20,7 @@ from ..model.grid import Grid
 from ..pipeline import Pipeline
 from ..sampling.editing import token_mask
 from ..sampling.sizes import MAX_SIDE, make_grid
-from ..tokenizer import to_pixels, to_rgb
-from .pictures import opened
+from ..tokenizer import opened, to_pixels, to_rgb
 
 
 def add_editing_options(parser: argparse.ArgumentParser) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import BitDanceError, is_out_of_memory
+from ..training import command as finetune
 from ..version import __version__
 from . import batch, generate, models, reconstruct
 
-COMMANDS = (generate.add_to, batch.add_to, reconstruct.add_to, *models.COMMANDS)  # in the order of the help
+# in the order of the help
+COMMANDS = (generate.add_to, batch.add_to, finetune.add_parser, reconstruct.add_to, *models.COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,10 +10,11 @@ from ..bits.grid import BitGrid, save_bits
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.fingerprint import files_of, fingerprint
 from ..checkpoints.locate import locate
+from ..checkpoints.lora_merge import Lora, check_loras
 from ..errors import BitDanceError
 from ..pipeline import Pipeline, load_pipeline, outline
 from ..pipeline.loading import choose
-from ..recipe import make, model_stamp, public_name
+from ..recipe import lora_names, make, model_stamp, public_name
 from .editing import Start, add_editing_options, edit_arguments, read_start
 from .options import DEFAULT_MODEL, add_drawing_options
 from .pictures import check_apart, check_output, check_writable, save
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
     device, dtype = choose(args.device, args.dtype, False, args.quantize, args.offload)
     plain = outline(checkpoint, args.quantize, args.offload)
     check_options(args, plain)
+    loras = [Lora.parse(text) for text in args.lora or ()]
+    check_loras(plain.model, loras)
     start = read_start(args, plain)
     arguments = subject_of(args, plain, start) | plain.settings(vars(args))
     edit = edit_arguments(args, start, plain)
@@ -66,11 +69,11 @@ def run(args: argparse.Namespace) -> None:
     plain.check_memory(request, device, dtype)
     paths = picture_paths(args.out, request.num_images)
     check_apart(paths, files_read(args))
-    pipe = load_pipeline(checkpoint, device, dtype, quantize=args.quantize, offload=args.offload)
+    pipe = load_pipeline(checkpoint, device, dtype, quantize=args.quantize, offload=args.offload, loras=loras)
     if start is not None:
         edit["init_bits"] = start.encode(pipe)
     output = pipe.generate(**arguments, **edit, progress=True)
-    stamp = model_stamp(pipe.config.family, found, str(dtype).removeprefix("torch."), args.quantize)
+    stamp = model_stamp(pipe.config.family, found, str(dtype).removeprefix("torch."), args.quantize, loras)
     made = make(arguments | named_files(args), args.model, args.tokenizer, stamp, str(device))
     for image, path in zip(output.images, paths):
         save(image, path, None if args.no_metadata else made)
@@ -116,6 +119,7 @@ def named_files(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the options say of an edit, for a recipe: its files by name."""
     named = {name: getattr(args, name) for name in ("denoise", "outpaint")}
     named |= {name: public_name(path) for name in ("init", "bits", "mask") if (path := getattr(args, name)) is not None}
+    named["lora"] = lora_names([Lora.parse(text) for text in args.lora or ()])
     return named | {"region": args.region and [[prompt, public_name(mask)] for prompt, mask in args.region]}
 
 

@@ -25,6 +25,12 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("--model", help=f"a folder, a file, a hub id or a built-in name (default: {DEFAULT_MODEL})")
     parser.add_argument("--tokenizer", help="a binary tokenizer in place of the model's own")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        metavar="FILE[:STRENGTH]",
+        help="apply a LoRA file; strength 1 is as trained; repeatable",
+    )
     parser.add_argument("--negative-prompt", help="the prompt to steer away from")
     parser.add_argument("--height", type=int, help="pixels (default: the model's own)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's own)")

@@ -1,10 +1,9 @@
-"""Open and write picture files; what cannot be read or written is said before any work."""
+"""Write picture files; what cannot be written is said before any work."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,6 @@ from ..errors import BitDanceError, MissingFileError
 from ..recipe import png_info
 
 PICTURE_FORMATS = (".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tiff")
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture file without reading its pixels. Raises BitDanceError for a file that Pillow cannot read."""
-    try:
-        with Image.open(path) as file:
-            yield file
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is missing") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # the type depends on format and damage
-        raise BitDanceError(f"{path} is not a readable picture ({error})") from error
 
 
 def check_output(path: Path) -> None:

@@ -11,9 +11,9 @@ from ..bits import metrics
 from ..devices import COMPUTE_DTYPES
 from ..errors import BitDanceError
 from ..sampling.editing import crop_to_tokens
-from ..tokenizer import BinaryTokenizer, to_images, to_pixels, to_rgb
+from ..tokenizer import BinaryTokenizer, opened, to_images, to_pixels, to_rgb
 from .options import add_device_options
-from .pictures import PICTURE_FORMATS, check_apart, check_output, make_folder, opened, save
+from .pictures import PICTURE_FORMATS, check_apart, check_output, make_folder, save
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:

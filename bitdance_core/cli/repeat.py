@@ -12,9 +12,9 @@ from ..checkpoints.hub import HUB_ID
 from ..checkpoints.locate import builtin_models
 from ..devices import COMPUTE_DTYPES
 from ..errors import BitDanceError
-from .pictures import opened
+from ..tokenizer import opened
 
-FILES = ("init", "bits", "mask", "region")  # options that name files, which a recipe does not hold
+FILES = ("init", "bits", "mask", "region", "lora")  # options that name files, which a recipe does not hold
 
 
 def fill(args: argparse.Namespace) -> str | None:
@@ -37,7 +37,7 @@ def fill(args: argparse.Namespace) -> str | None:
         settings = {name: value for name, value in settings.items() if name not in ("height", "width")}
     missing = [name for name in FILES if name in settings and getattr(args, name) is None]
     if missing:
-        names = " ".join(f"--{name} {_shown(settings[name])}" for name in missing)
+        names = " ".join(_shown(name, settings[name]) for name in missing)
         raise BitDanceError(f"{args.repeat} was drawn from other files; give them again: {names}")
     for name, value in settings.items():
         given = getattr(args, name)
@@ -72,6 +72,6 @@ def _name_model(args: argparse.Namespace, model: dict[str, Any]) -> None:
         setattr(args, option, name)
 
 
-def _shown(value: Any) -> str:
-    pairs = value if isinstance(value, list) else [value]
-    return " --region ".join(" ".join(map(repr, pair)) if isinstance(pair, list) else repr(pair) for pair in pairs)
+def _shown(name: str, value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " ".join(f"--{name} {' '.join(map(repr, v)) if isinstance(v, list) else repr(v)}" for v in values)

@@ -82,6 +82,11 @@ class PromptTokenizer:
         """Return the ids of the template without a prompt, for the unconditional branch."""
         return [self._special["<|im_start|>"], *self._encode("assistant\n")]
 
+    def words(self) -> list[str]:
+        """Return the words of at least three letters that are one token each, in the order of ids."""
+        vocabulary = sorted(self._text.get_vocab(with_added_tokens=False).items(), key=lambda entry: entry[1])
+        return [token[1:] for token, _ in vocabulary if len(token) > 3 and token[0] == "\u0120" and token[1:].isalpha()]
+
     def is_own(self, ids: Sequence[int]) -> bool:
         """Return whether token ids can be from this tokenizer: they begin with <|im_start|> and are in its range."""
         return bool(ids) and ids[0] == self._special["<|im_start|>"] and max(ids) <= self.max_id

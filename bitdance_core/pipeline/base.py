@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import devices
+from ..checkpoints.lora_merge import Lora, check_loras, merge_loras
 from ..errors import BitDanceError, Cancel, check_cancelled, shorten, whole_number
 from ..model.class_config import ImageNetConfig
 from ..model.class_model import ImageNetModel
@@ -154,6 +156,16 @@ class Pipeline:
         if not isinstance(image, Image.Image) or image.width < step or image.height < step:
             raise BitDanceError(f"encode takes a PIL image of at least {step}x{step} pixels, found {shorten(image)}")
         return (self.tokenizer.encode(crop_to_tokens(to_pixels(image), step)) > 0).cpu()
+
+    def add_lora(self, path: str | Path, strength: float = 1.0) -> None:
+        """Merge a LoRA file into the weights; it stays in them.
+
+        Raises BitDanceError for a file that does not fit, and for weights in int8 or streamed ones, which take none.
+        """
+        if isinstance(self._layers, StreamedLayers):
+            raise BitDanceError("a LoRA file cannot be merged into streamed layers; leave offload out")
+        check_loras(self.model, [Lora(Path(path), strength)])
+        merge_loras(self.model, [Lora(Path(path), strength)])
 
     def _draw(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch import nn
 from .. import devices
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
 from ..checkpoints.load import LAYERS, load_weights
+from ..checkpoints.lora_merge import Lora, merge_loras
 from ..errors import BitDanceError, shorten
 from ..model.attention import AttentionFn, attention
 from ..model.int8 import quantize_layers
@@ -37,8 +39,11 @@ def load(
     quantize: str | None = None,
     offload: bool = False,
     triton_kernels: bool = True,
+    loras: Sequence[Lora] = (),
 ) -> Kind:
-    """Load a recognised model; the options are those of `BitDancePipeline.from_pretrained`."""
+    """Load a recognised model and merge LoRA files into it; the other options are those of
+    `BitDancePipeline.from_pretrained`.
+    """
     device, dtype = choose(device, dtype, cuda_graphs, quantize, offload)
     model, autoencoder = checkpoint.build(operations_for(device), attend), checkpoint.tokenizer.build()
     prepare(model, quantize)
@@ -46,6 +51,7 @@ def load(
     backbone = backbone_of(model)
     streamed = [f"layers.{name}" for name, _ in backbone.layers.named_parameters()] if offload else []
     load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight", *streamed))
+    merge_loras(model, loras)
     if offload:
         backbone.layers = StreamedLayers(backbone.layers, device)
     velocity = None if triton_kernels else partial(head_velocity, model.head)

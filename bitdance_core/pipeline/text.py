@@ -156,7 +156,7 @@ class BitDancePipeline(Pipeline):
         if prompt is None:
             raise BitDanceError("'labels' are for ImageNet models; this one draws a 'prompt'")
         sides = zip(("height", "width"), self.default_size)
-        sizes = {name: settings[name] or default for name, default in sides}
+        sizes = {name: settings.get(name) or default for name, default in sides}
         return {"prompt": prompt, **settings, **sizes, "num_images": num_images}
 
     def _size_of(self, bits: Tensor, height: int | None, width: int | None) -> Size:

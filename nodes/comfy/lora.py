@@ -16,25 +16,10 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...bitdance_core.checkpoints.lora_file import MAGNITUDES, PLAIN, read_lora, spellings
 from ...bitdance_core.errors import BitDanceError
-from .lora_file import read_lora
 from .model import BitDanceHost, check_model
 
-# prefixes of a parameter's path in files: none, PEFT's, diffusers', ComfyUI's
-WRAPPERS = ("", "base_model.model.", "transformer.", "diffusion_model.")
-UNDERSCORES = ("lora_unet_", "lora_te_", "lora_transformer_", "lycoris_")
-# our parts, and their names in the official and the diffusers layout
-PARTS = {
-    "backbone.": ("backbone.", "model.", "language_model.model.", "llm_model.model.", "text_encoder.model."),
-    "head.": ("head.", "vision_head.net.", "vision_head.", "diffusion_head.net.", "diffusion_head."),
-    "projector.": ("projector.",),
-}
-MAGNITUDES = ("lora_magnitude_vector.weight", "lora_magnitude_vector")  # of newer and older PEFT
-# role -> (the parameter that it changes, whether it replaces the parameter)
-PLAIN = {
-    "weight": ("weight", True), "set_weight": ("weight", True), "bias": ("bias", True),
-    "diff": ("weight", False), "w_norm": ("weight", False), "diff_b": ("bias", False), "b_norm": ("bias", False),
-}  # fmt: skip
 KINDS = "LoRA, DoRA, LoHa, LoKr, differences (diff) and whole layers"
 
 
@@ -60,19 +45,8 @@ class PeftDora(adapters.WeightAdapterBase):
 
 def key_map(host: BitDanceHost) -> dict[str, str]:
     """Map each name that a module may have in a LoRA file to the key of its weight in the model."""
-    # an ImageNet model's layers have no prefix
-    parts = PARTS if host.prompts else {"": ("",), "head.": (*PARTS["head."], "head.net.")}
-    spellings = {}
-    for key in host.state_dict():
-        path = key.removeprefix("diffusion_model.").removesuffix(".weight")
-        for part, names in parts.items():
-            if not key.endswith(".weight") or not path.startswith(part):
-                continue
-            for name in names:
-                other = name + path.removeprefix(part)
-                spellings |= {wrapper + other: key for wrapper in WRAPPERS}
-                spellings |= {prefix + other.replace(".", "_"): key for prefix in UNDERSCORES}
-    return comfy.lora.model_lora_keys_unet(host, spellings)
+    names = spellings(list(host.state_dict()), host.prompts is None, "diffusion_model.")
+    return comfy.lora.model_lora_keys_unet(host, names)
 
 
 def names() -> list[str]:

@@ -277,6 +277,36 @@ def test_pickles(pack, model, loras):
     refused(pack, model, bad, "could run code")
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr", "loha"])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_our_trainers_files_mean_the_same_to_comfyuis_loader_and_to_ours(pack, model, loras, kind, strength):
+    import comfy.sd
+    import comfy.utils
+
+    from bitdance_core import BitDancePipeline
+    from bitdance_core.checkpoints.lora_merge import Lora, merge_loras
+    from bitdance_core.training.lora import Adapter, insert, layers_of, write_lora
+
+    path = loras / f"{kind}.safetensors"
+    with torch.inference_mode(False):
+        network = BitDancePipeline.from_pretrained("builtin", device="cpu").model
+        layers = layers_of(network, "both")
+        for name, parameter in insert(network, Adapter(kind, rank=4, alpha=2.0), seed=0).items():
+            change = 0.2 * random(*parameter.shape)
+            parameter.data = parameter.data * (1 + change) if "magnitude" in name else change
+        write_lora(path, network, Adapter(kind, rank=4, alpha=2.0), torch.float32, {"family": "builtin"})
+        merged = BitDancePipeline.from_pretrained("builtin", device="cpu").model
+        merge_loras(merged, [Lora(path, strength)])
+    stock, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), strength, 0)
+    ours = pack.lora.apply(model, path.name, strength)
+    for layer in layers:
+        key = f"diffusion_model.{layer}.weight"
+        expected = merged.get_parameter(f"{layer}.weight").detach()
+        for patched in (stock, ours):
+            assert torch.allclose(weight_of(patched, key).float(), expected, rtol=1e-4, atol=1e-4), layer
+    assert not torch.allclose(weight_of(model, key).float(), expected, atol=1e-2)
+
+
 class Runs:
     def __reduce__(self):
         return exec, ("raise SystemExit",)

@@ -33,6 +33,10 @@ IDS = {
     "BitDanceVaryBits": (["bits", "share", "seed"], ["BITDANCE_BITS"]),
     "BitDanceBlendBits": (["below", "above", "mask"], ["BITDANCE_BITS"]),
     "BitDanceInspectBits": (["bits"], ["IMAGE", "IMAGE", "STRING"]),
+    "BitDanceTrainLora": (
+        ["model", "pictures", "positive", "steps", "rank", "lr", "batch_size", "seed", "keep"],
+        ["LORA_MODEL", "LOSS_MAP", "INT"],
+    ),
     "BitDanceCompareImages": (["image", "reconstruction"], ["FLOAT", "FLOAT", "FLOAT", "STRING"]),
     "BitDanceTokenizerEncode": (["vae", "image"], ["BITDANCE_BITS"]),
     "BitDanceTokenizerDecode": (["vae", "bits"], ["IMAGE"]),

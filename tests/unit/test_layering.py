@@ -11,6 +11,14 @@ from paths import ROOT
 
 CORE = ROOT / "bitdance_core"
 ALLOWED = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "PIL", "tqdm", "flash_attn", "skimage"}
+# packages of an extra, by the module that needs them
+OPTIONAL = {
+    "batch.ray_workers": {"ray"},
+    "model.kernels": {"triton"},
+    "training.lora": {"peft"},
+    "training.trainer": {"accelerate"},
+    "training.runner": {"accelerate"},
+}
 # a package or module imports those of lower layers, and itself
 LAYERS = [
     {"errors", "parts", "version"},
@@ -20,6 +28,7 @@ LAYERS = [
     {"bits", "tokenizer", "recipe", "cards"},
     {"pipeline"},
     {"batch"},
+    {"training"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -57,7 +66,7 @@ def imported_here(name: str, path: Path) -> set[str]:
 
 def test_the_core_imports_only_what_the_design_allows():
     for name, path in core_modules().items():
-        allowed = ALLOWED | {"batch.ray_workers": {"ray"}, "model.kernels": {"triton"}}.get(name, set())
+        allowed = ALLOWED | OPTIONAL.get(name, set())
         foreign = imported(path) - sys.stdlib_module_names - allowed
         assert not foreign, f"{name} imports {foreign}"
 

@@ -8,9 +8,6 @@ import torch
 from torch import nn
 
 from bitdance_core import BitDancePipeline
-from bitdance_core.checkpoints.files import read_json
-from bitdance_core.model.grid import Grid
-from bitdance_core.model.prompt import PromptTokenizer
 from builtin import model as builtin_model
 from builtin import train as train_builtin
 from paths import ROOT
@@ -55,29 +52,6 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(tmp_path):
         start(tmp_path / "stopped", stop_at=5)
     resumed = start(tmp_path / "stopped")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-
-
-def test_training_sees_what_sampling_sees(tmp_path):
-    """One pass over a whole picture gives the conditioning that the engine computes patch by patch."""
-    from bitdance_core.model.text_model import TextReader
-
-    train_tokens = tmp_path / "tokenizer.json"
-    builtin_model.train_prompt_tokenizer().save(str(train_tokens))
-    prompts = PromptTokenizer(read_json(train_tokens), str(train_tokens))
-    torch.manual_seed(0)
-    model = train_builtin.BitDance(builtin_model.model_config(prompts), device="cpu")
-    grid = Grid(8, 16, 4)
-    tokens = torch.where(torch.rand(2, grid.num_patches, 16, 32) > 0.5, 1.0, -1.0)
-    ids, padding = train_builtin.token_ids(prompts, ["a small red circle on a white background", None], grid)
-    assert padding.tolist()[0] == 0 and padding.tolist()[1] > 0
-    at_once = train_builtin.hidden_states(model, ids, padding, tokens, grid)
-
-    rows = [row[pad:].tolist() for row, pad in zip(ids, padding)]
-    reader = TextReader(model, rows, grid, grid.num_patches, "cpu", torch.float32)
-    hidden = [reader.prefill()]
-    for i in range(grid.num_patches - 1):
-        hidden.append(reader.read(tokens[:, i : i + 1], i))
-    torch.testing.assert_close(at_once, torch.stack(hidden, dim=1) + reader.positions, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["a small red circle on a white background", "Zwölf Boxkämpfer 🎈"])

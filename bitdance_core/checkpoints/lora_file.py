@@ -9,15 +9,15 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...bitdance_core.checkpoints.files import open_tensors, read_json
-from ...bitdance_core.errors import BitDanceError
+from ..errors import BitDanceError
+from .files import open_tensors, read_json
 
 HEADER_KEY = "lora_adapter_metadata"  # of diffusers
 CONFIG_FILE = "adapter_config.json"  # of PEFT
@@ -34,6 +34,41 @@ DOWN = ("lora_A.weight", "lora_down.weight", "lora_A", "lora.down.weight", "lora
         "lokr_w1_b", "lokr_w2_b")  # fmt: skip
 SCALED = ("lora_B.weight", "lora_up.weight", "lora_B", "lora.up.weight", "lora_embedding_B", "hada_w1_a", "lokr_w1",
           "lokr_w1_a")  # fmt: skip
+
+# prefixes of a parameter's path in files: none, PEFT's, diffusers', ComfyUI's
+WRAPPERS = ("", "base_model.model.", "transformer.", "diffusion_model.")
+UNDERSCORES = ("lora_unet_", "lora_te_", "lora_transformer_", "lycoris_")
+# our parts, and their names in the official and the diffusers layout
+PARTS = {
+    "backbone.": ("backbone.", "model.", "language_model.model.", "llm_model.model.", "text_encoder.model."),
+    "head.": ("head.", "vision_head.net.", "vision_head.", "diffusion_head.net.", "diffusion_head."),
+    "projector.": ("projector.",),
+}
+MAGNITUDES = ("lora_magnitude_vector.weight", "lora_magnitude_vector")  # of newer and older PEFT
+# role -> (the parameter that it changes, whether it replaces the parameter)
+PLAIN = {
+    "weight": ("weight", True), "set_weight": ("weight", True), "bias": ("bias", True),
+    "diff": ("weight", False), "w_norm": ("weight", False), "diff_b": ("bias", False), "b_norm": ("bias", False),
+}  # fmt: skip
+
+
+def spellings(keys: Sequence[str], is_of_classes: bool, prefix: str = "") -> dict[str, str]:
+    """Map each name that a module may have in a LoRA file to the key of its weight, of the `keys` of a model's weights.
+
+    `prefix` is what the keys have before a module's path.
+    """
+    # an ImageNet model's layers have no prefix of their own
+    parts = {"": ("",), "head.": (*PARTS["head."], "head.net.")} if is_of_classes else PARTS
+    names = {}
+    for key in keys:
+        path = key.removeprefix(prefix).removesuffix(".weight")
+        for part, others in parts.items():
+            if not key.endswith(".weight") or not path.startswith(part):
+                continue
+            for other in (other + path.removeprefix(part) for other in others):
+                names |= {wrapper + other: key for wrapper in WRAPPERS}
+                names |= {begin + other.replace(".", "_"): key for begin in UNDERSCORES}
+    return names
 
 
 @dataclass(frozen=True)
