@@ -208,7 +208,11 @@ def train_model(run: Path, settings: Settings, device: str) -> None:
     initialize(model)
     model.to(device)
     corruption = Corruption(
-        settings.unconditional, settings.context_flips, settings.flow_samples, settings.flow_mean, settings.flow_std
+        drop=settings.unconditional,
+        flips=settings.context_flips,
+        times=settings.flow_samples,
+        time_mean=settings.flow_mean,
+        time_std=settings.flow_std,
     )
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -44,15 +44,14 @@ def guard(node: type[io.ComfyNode]) -> None:
 
     @functools.cache
     def takes_lists() -> bool:
-        return bool(node.GET_SCHEMA().is_input_list)
+        return getattr(node.GET_SCHEMA(), "is_input_list", False)
 
     @functools.wraps(execute)
     def checked(cls, *args, **inputs) -> io.NodeOutput:
         if takes_lists():
-            for number in range(max(map(len, inputs.values()), default=0)):
-                check_inputs(
-                    sockets(), {name: values[number] for name, values in inputs.items() if number < len(values)}
-                )
+            for name, values in inputs.items():
+                for value in values if isinstance(values, list) and values else [values]:
+                    check_inputs(sockets(), {name: value})
         else:
             check_inputs(sockets(), inputs)
         try:

@@ -36,8 +36,9 @@ def test_every_socket_refuses_other_values_in_a_sentence(pack_module, pack):
         for value in VALUES:
             if value is None and socket.optional:
                 continue
+            inputs = {**others, socket.id: value}
             with pytest.raises(BitDanceError) as refused:
-                node.execute(**{**others, socket.id: value})
+                node.execute(**{name: [v] if schema.is_input_list else v for name, v in inputs.items()})
             text = str(refused.value)
             assert f"'{socket.id}'" in text or "connect the" in text or "this " in text, (node, socket.id, value, text)
             tried += 1
