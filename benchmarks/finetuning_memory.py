@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.memory_table import PROMPT
 from benchmarks.peak_memory import PeakMemory
+from bitdance_core.cards import PROMPT
 from bitdance_core.checkpoints.load import LAYERS
 from bitdance_core.model.grid import Grid
 from bitdance_core.model.text_config import PUBLISHED_CONFIGS, BitDanceConfig

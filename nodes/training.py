@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .comfy.training import train
-from .sockets import ALIASES, CATEGORY, Bits
+from .sockets import CATEGORY, Bits
 
 
 class BitDanceTrainLora(io.ComfyNode):
@@ -17,7 +17,7 @@ class BitDanceTrainLora(io.ComfyNode):
             category=CATEGORY,
             description="Trains a LoRA on pictures and their prompts. An interrupt ends it and keeps what was learned. "
             "Needs two packages: pip install peft accelerate.",
-            search_aliases=[*ALIASES, "lora", "finetune", "train"],
+            search_aliases=["finetune", "train", "dreambooth"],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model; it stays unchanged."),
