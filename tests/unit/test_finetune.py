@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -145,7 +146,7 @@ def test_samples_and_the_result_are_used_by_generate_and_batch(data, tmp_path, c
     def draw(name, *options):
         path = tmp_path / name
         assert main(["generate", prompt, "--steps", "2", "--device", "cpu", "-o", str(path), *options]) == 0
-        return path.read_bytes()
+        return Image.open(path).convert("RGB").tobytes()
 
     plain = draw("plain.png")
     assert draw("zero.png", "--lora", f"{out}:0") == plain
@@ -160,6 +161,13 @@ def test_samples_and_the_result_are_used_by_generate_and_batch(data, tmp_path, c
     assert main(batch) == 1 and "loras" in capsys.readouterr().err
     assert main(["generate", prompt, "--lora", "none.safetensors", "-o", str(tmp_path / "x.png")]) == 1
     assert "none.safetensors is missing" in capsys.readouterr().err
+    # a picture says which LoRAs it was drawn with, and is not drawn again without them
+    again = ["generate", "--from", str(tmp_path / "one.png"), "--device", "cpu", "-o", str(tmp_path / "again.png")]
+    assert main(again) == 1 and "--lora 'a.safetensors:1'" in capsys.readouterr().err
+    assert main([*again, "--lora", str(out)]) == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    assert main(["generate", prompt, "--lora", str(out), "--quantize", "int8", "-o", str(tmp_path / "x.png")]) == 1
+    assert "leave quantize out" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize("options", [["--adapter", "dora"], ["--adapter", "lokr"], ["--adapter", "loha"],
