@@ -50,5 +50,5 @@ def test_two_hundred_prompts_leave_nothing_in_the_server(comfyui, tmp_path):
     assert 20 < refused < 180
     # descriptors of connections close when they like; a leak of one a prompt would be 200
     assert after[1] - before[1] < 20 and after[2] - before[2] < 5
-    # docs/robustness.md: it does grow, and nobody knows yet why; a model or a picture kept by each prompt is far more
+    # docs/robustness.md: up to 64 MiB were seen; a model or a picture that each prompt keeps would be far more
     assert after[0] - before[0] < 100 * 2**20, f"{(after[0] - before[0]) / 2**20:.1f} MiB more"
