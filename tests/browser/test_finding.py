@@ -78,6 +78,7 @@ def test_a_blueprint_draws_from_the_search_box(page, name):
     page.wait_for_function(f"{GRAPH}.length === 0")
     page.wait_for_timeout(1000)  # until the canvas takes a double click again
     page.mouse.dblclick(800, 750)
+    page.wait_for_function("document.activeElement.tagName === 'INPUT'")
     page.keyboard.type(f"BitDance {name}", delay=20)
     page.get_by_text(f"BitDance {name}").first.wait_for()
     page.wait_for_timeout(1000)  # until the search has answered

@@ -110,7 +110,7 @@ def test_a_patch_of_an_unknown_node_is_named(draw, loaded, caplog):
 
 
 def test_nothing_is_said_about_plain_models(draw, loaded, caplog):
-    assert draw(negative=encode(loaded[1], "")).ui is None
+    assert draw(negative=encode(loaded[1], "")).ui == {"text": []}
     for name, module, inputs in (
         ("DifferentialDiffusion", "differential_diffusion", {}),
         ("ModelSamplingSD3", "model_advanced", {"shift": 1.0}),
@@ -229,7 +229,7 @@ def test_an_entry_that_has_no_meaning_is_named(draw, loaded, caplog, change, wor
     assert words in output.ui["text"][0]
     encode(loaded[1])
     caplog.clear()
-    assert draw(positive=encode(loaded[1])).ui is None, "the next prompt of the same CLIP is plain"
+    assert draw(positive=encode(loaded[1])).ui == {"text": []}, "the next prompt of the same CLIP is plain"
 
 
 @pytest.mark.parametrize(

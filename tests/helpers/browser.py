@@ -58,6 +58,7 @@ def run(page, timeout=120_000) -> list[str]:
     )
     page.evaluate("window.app.extensionManager.command.execute('Comfy.QueuePrompt')")  # the Run button's
     page.wait_for_function("window.finished", timeout=timeout)
+    page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")  # only what is seen is loaded
     shown = """window.app.graph._nodes.filter(n => n.type === 'SaveImage' || n.type === 'PreviewImage')
         .sort((a, b) => a.id - b.id)
         .map(n => document.querySelector(`[data-node-id="${n.id}"] img`) ?? n.imgs?.[0])"""
