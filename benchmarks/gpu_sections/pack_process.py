@@ -88,7 +88,7 @@ def draw(model, clip, steps: int, graphs: bool | str):
     options = importlib.import_module("pack.nodes.comfy.run").Options(cuda_graphs=graphs)
     host = model.model
     size = host.config.defaults.default_size[0] // host.config.autoencoder.downscale * host.autoencoder.downscale
-    (positive,) = nodes.BitDanceTextEncode.execute(clip=clip, text=PROMPT).args
+    (positive,) = nodes.BitDancePrompt.execute(clip=clip, text=PROMPT).args
     (bits,) = nodes.BitDanceEmptyBits.execute(width=size, height=size, batch_size=1).args
     start = time.perf_counter()
     (drawn,) = nodes.BitDanceNextPatchSampler.execute(

@@ -6,10 +6,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bitdance_core.sampling.generate as engine
-from bitdance_core import BitDancePipeline, pipeline
+from bitdance_core import BitDancePipeline
 from bitdance_core.model.head import DiffusionHead
 from bitdance_core.model.operations import OneDnnLinear, OneDnnOperations, mkl_uses_half, operations_for
 from bitdance_core.model.text_config import HeadConfig
+from bitdance_core.pipeline import loading
 from bitdance_core.sampling.patch import compiled_velocity, head_velocity
 from closeness import check_close, samples_of, tolerance
 from graphs import PROMPT
@@ -99,7 +100,7 @@ def test_processors_of_which_mkl_uses_half(processor, capability, expected):
 
 def test_the_picture_is_the_same_but_for_rounding(monkeypatch):
     def samples(operations):
-        monkeypatch.setattr(pipeline, "operations_for", lambda device: operations)
+        monkeypatch.setattr(loading, "operations_for", lambda device: operations)
         pipe = BitDancePipeline.from_pretrained("builtin", device="cpu", dtype=torch.float32)
         return pipe, samples_of(engine, lambda: pipe.generate(PROMPT, steps=3))
 
