@@ -32,12 +32,16 @@ def open_page(server, renderer="canvas"):
         page = browser.new_page(viewport={"width": 1600, "height": 900})
         page.on("pageerror", lambda error: messages.append((str(error), "page")))
         page.on("console", lambda m: m.type == "error" and messages.append((m.text, m.location.get("url", ""))))
-        page.goto(server.address)
-        page.wait_for_function("window.app?.extensionManager && document.querySelector('#comfy-file-input')")
-        # ready once the first graph, whichever it is, is on the canvas
-        page.wait_for_function(f"{GRAPH}?.length > 0 && !document.querySelector('.p-progressspinner')")
+        show_first_graph(page, server)
         yield page, messages
         browser.close()
+
+
+def show_first_graph(page, server) -> None:
+    """Load the server's page, until its first graph, whichever it is, is on the canvas."""
+    page.goto(server.address)
+    page.wait_for_function("window.app?.extensionManager && document.querySelector('#comfy-file-input')")
+    page.wait_for_function(f"{GRAPH}?.length > 0 && !document.querySelector('.p-progressspinner')")
 
 
 def open_workflow(page, path):
