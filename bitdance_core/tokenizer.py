@@ -127,6 +127,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as file:
             yield file
+    except BitDanceError:  # of what the caller found in it; it is a ValueError too
+        raise
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is missing") from error
     except (

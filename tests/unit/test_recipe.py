@@ -139,3 +139,11 @@ def test_what_cannot_be_repeated_is_a_sentence(text, words, tmp_path, capsys, mo
     assert generate("--from", tmp_path / "in.png", "-o", tmp_path / "out.png") == 1
     printed = capsys.readouterr().err
     assert re.search(words, printed) and printed.count("\n") == 1 and len(printed) < 600
+
+
+def test_a_picture_without_a_recipe_is_not_called_unreadable(tmp_path, capsys):
+    path = tmp_path / "plain.png"
+    Image.new("RGB", (8, 8)).save(path)
+    assert generate("--from", path) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"bitdance: {path} says nothing about") and "readable" not in error
