@@ -33,11 +33,18 @@ function addText(node) {
     const widget = node.addDOMWidget(TEXT, "BITDANCE_TEXT", element, {
         serialize: false, // not in prompts
         hideOnZoom: false,
-        getMinHeight: () => 64,
+        getMinHeight: () => heightOf(node, element.textContent),
         getMaxHeight: () => 160,
     });
     widget.serialize = false; // nor in workflow files
     return widget;
+}
+
+// pixels, of 64 to 160, for a text that the canvas breaks at the node's width; what is more is scrolled to
+function heightOf(node, text) {
+    const perLine = Math.max(20, (node.size[0] - 40) / 6.5);
+    const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / perLine)), 0);
+    return Math.min(160, Math.max(64, 17 * lines + 12));
 }
 
 function removeWidget(node, name) {

@@ -48,6 +48,11 @@ def address(source: str) -> str:
     return domain if "://" in domain else f"https://{domain}"
 
 
+def host(source: str) -> str:
+    """Return a hub's address for a reader."""
+    return address(source).removeprefix("https://")
+
+
 def remote_files(repo_id: str, patterns: Sequence[str], source: str = HUGGINGFACE) -> list[RemoteFile]:
     """List a repository's files that match the patterns.
 

@@ -16,7 +16,7 @@ import comfy.utils
 
 from ...bitdance_core.checkpoints.fetch import ARRIVED, CHECKING
 from ...bitdance_core.checkpoints.hub import Published
-from ...bitdance_core.checkpoints.sources import address
+from ...bitdance_core.checkpoints.sources import host
 from ...bitdance_core.errors import MissingFileError, format_bytes
 from .outputs import keep_note
 
@@ -42,8 +42,7 @@ class Progress:
             return None
         done, self.total = map(int, words)
         self.arrived.append((now, done))
-        text = f"downloading {self.name} from {address(self.source)}\n{self._rate()}\nto {self.folder}"
-        return text, done, self.total
+        return f"{self._rate()}\nfrom {host(self.source)}\nto {self.folder}", done, self.total
 
     def _rate(self) -> str:
         (start, before), (now, done) = self.arrived[0], self.arrived[-1]
@@ -56,8 +55,8 @@ class Progress:
     def kept(self) -> str:
         """Return what the node says after a stop."""
         done = self.arrived[-1][1] if self.arrived else 0
-        part = f"{format_bytes(done)} of {format_bytes(self.total)}" if done else "what has arrived"
-        return f"the download of {self.name} was stopped; {part} is kept in {self.folder}: press Run again to go on"
+        part = f"{format_bytes(done)} of {format_bytes(self.total)} are" if done else "what has arrived is"
+        return f"the download of {self.name} was stopped: {part} kept in {self.folder}; press Run again to go on"
 
 
 def fetch(name: str, model: Published, folder: Path, source: str) -> None:
@@ -65,8 +64,8 @@ def fetch(name: str, model: Published, folder: Path, source: str) -> None:
 
     Raises MissingFileError if the hub cannot be reached or the download breaks off, BitDanceError if the disk is full.
     """
-    logging.info(f"[BitDance] downloading {model.repository} from {address(source)} to {folder}")
-    keep_note(f"looking up {name} at {address(source)}")
+    logging.info(f"[BitDance] downloading {model.repository} from {host(source)} to {folder}")
+    keep_note(f"looking up {name} at {host(source)}")
     code = "import sys; sys.path.insert(0, {!r}); from bitdance_core.checkpoints.fetch import main; sys.exit(main())"
     command = [sys.executable, "-c", code.format(str(ROOT)), source, model.repository, str(folder), *model.files]
     progress, bar, said = Progress(name, folder, source), comfy.utils.ProgressBar(1), ""

@@ -27,10 +27,13 @@ from .published import DOWNLOAD, is_here
 RECOMMENDED = "recommended"
 
 
-def model_labels(names: Iterable[str]) -> dict[str, str]:
-    """Label the names that `catalog.model_names` lists, and those of downloads that it does not list any more."""
+def model_labels(names: Iterable[str], machine: Machine | None = None) -> dict[str, str]:
+    """Label the names that `catalog.model_names` lists, and those of downloads that it does not list any more.
+
+    One is marked as recommended for a machine, by default this one.
+    """
     local = {**{name: ASSETS / name for name in builtin_models()}, **catalog.local_models()}
-    best = recommended_entry(names := list(names))
+    best = recommended_entry(names := list(names), machine or this_machine())
     published = hub.PUBLISHED_MODELS
     return {name: _label(name, local, published, name == best) for name in _and_old(names, published)}
 
@@ -46,10 +49,10 @@ def file_labels(paths: Mapping[str, Path]) -> dict[str, str]:
     return {name: f"{name} · {_short(path.stat().st_size)}" for name, path in paths.items() if path.is_file()}
 
 
-def recommended_entry(names: list[str]) -> str:
-    """Return the entry of Load BitDance Model that suits this machine best."""
+def recommended_entry(names: list[str], machine: Machine) -> str:
+    """Return the entry of Load BitDance Model that suits a machine best."""
     here = [name for name, model in hub.PUBLISHED_MODELS.items() if name in names or is_here(name, model)]
-    best = recommend(this_machine(), here)
+    best = recommend(machine, here)
     if best is None:
         return builtin_models()[0]
     # a model of single files is listed by the file that draws

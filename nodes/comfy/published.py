@@ -11,7 +11,7 @@ from ...bitdance_core.checkpoints.fetch import changed_files, free_bytes
 from ...bitdance_core.checkpoints.hub import Published
 from ...bitdance_core.checkpoints.layouts import is_weights
 from ...bitdance_core.checkpoints.sniff import is_whole
-from ...bitdance_core.checkpoints.sources import SOURCES, address
+from ...bitdance_core.checkpoints.sources import SOURCES, host
 from ...bitdance_core.checkpoints.tensor_names import HEAD, LANGUAGE_MODEL, TOKENIZER
 from ...bitdance_core.errors import BitDanceError, format_bytes
 from .folders import FOLDER, parts_of
@@ -65,11 +65,11 @@ def question(name: str, model: Published, source: str) -> BitDanceError:
     folder, size = folder_of(name, model), round(model.gigabytes * 1e9)
     begun = sum(path.stat().st_size for path in (folder / ".cache").rglob("*.incomplete"))
     free = free_bytes(folder)
-    kept = f", {format_bytes(begun)} of it are already there" if begun else ""
-    room = "" if free >= size - begun else "make room first, then "
+    kept = f" ({format_bytes(begun)} of it are there)" if begun else ""
+    room = f"has {format_bytes(free)} free" if free >= size - begun else f"has only {format_bytes(free)} free"
     return BitDanceError(
-        f"{name} is not on this machine yet: about {format_bytes(size)} from {address(source)} into {folder}{kept}, "
-        f"and its disk has {format_bytes(free)} free; {room}switch download on in this node and press Run again"
+        f"{name} is not on this machine: switch download on and press Run again to fetch about {format_bytes(size)}"
+        f"{kept} from {host(source)} into {folder}, whose disk {room}"
     )
 
 
