@@ -206,7 +206,6 @@ class BitDanceLoadTokenizer(io.ComfyNode):
 class BitDanceLoadLora(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        loras = lora.files()
         return io.Schema(
             node_id="BitDanceLoadLora",
             display_name="Load BitDance LoRA",
@@ -216,12 +215,7 @@ class BitDanceLoadLora(io.ComfyNode):
             search_aliases=["lora", "peft"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model, or from another LoRA."),
-                io.Combo.Input(
-                    "lora_name",
-                    options=[*loras],
-                    extra_dict={"labels": labels.file_labels(loras)},
-                    tooltip="A file under models/loras.",
-                ),
+                io.Combo.Input("lora_name", options=lora.names(), tooltip="A file under models/loras."),
                 io.Float.Input(
                     "strength",
                     default=1.0,

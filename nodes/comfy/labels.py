@@ -6,6 +6,7 @@ Values stay the plain names, so that graphs and workflow files of every machine 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,7 +47,11 @@ def tokenizer_labels(names: Iterable[str]) -> dict[str, str]:
 
 def file_labels(paths: Mapping[str, Path]) -> dict[str, str]:
     """Label files by their sizes."""
-    return {name: f"{name} · {_short(path.stat().st_size)}" for name, path in paths.items() if path.is_file()}
+    found = {}
+    for name, path in paths.items():
+        with suppress(OSError):  # gone just now
+            found[name] = f"{name} · {_short(path.stat().st_size)}"
+    return found
 
 
 def recommended_entry(names: list[str], machine: Machine) -> str:

@@ -49,10 +49,9 @@ def key_map(host: BitDanceHost) -> dict[str, str]:
     return comfy.lora.model_lora_keys_unet(host, names)
 
 
-def files() -> dict[str, Path]:
-    """Map the names of the files in ComfyUI's loras folder to their paths."""
-    found = {name: folder_paths.get_full_path("loras", name) for name in folder_paths.get_filename_list("loras")}
-    return {name: Path(path or name) for name, path in found.items()}
+def names() -> list[str]:
+    """List the files in ComfyUI's loras folder."""
+    return folder_paths.get_filename_list("loras")
 
 
 def apply(model, name: str, strength: float):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from browser import GRAPH, RENDERERS, open_page, open_workflow
+from paths import ROOT
 from shared_workflows import path_of
 
 pytestmark = pytest.mark.browser
@@ -75,3 +76,20 @@ def test_the_list_says_sizes_and_cards_and_the_name_is_chosen(opened):
     entries.filter(has_text="BitDance-14B-64x-fp8 · 18 GB download · cards from 12 GB").click()
     page.wait_for_function(f"{LOADER}.widgets[0].value === 'BitDance-14B-64x-fp8 (download)'")
     assert page.evaluate(f"{LOADER}.serialize().widgets_values[0]") == "BitDance-14B-64x-fp8 (download)"
+
+
+@pytest.mark.parametrize("name", ["Text to Image", "Image to Image", "Inpaint"])
+def test_a_blueprint_has_the_switch_and_the_labels(opened, name):
+    page, _ = opened
+    graph = json.loads((ROOT / "subgraphs" / f"BitDance {name}.json").read_text(encoding="utf-8"))
+    page.evaluate("graph => window.app.loadGraphData(graph, true, true, null)", graph)
+    page.wait_for_function(f"{GRAPH}.length === 1 && {GRAPH}[0].widgets?.length > 3")
+    widget = f"{GRAPH}[0].widgets.find(w => w.name === '%s')"
+    page.evaluate(f"{widget % 'download'}.value = true")
+    page.evaluate(f"{widget % 'model_name'}.value = 'BitDance-14B-64x-fp8 (download)'")
+    prompt = page.evaluate("window.app.graphToPrompt().then(made => made.output)")
+    (loader,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "BitDanceLoadModel")
+    assert loader["download"] is True and loader["source"] == "huggingface"
+    assert loader["model_name"] == "BitDance-14B-64x-fp8 (download)"
+    label = page.evaluate(f"{widget % 'model_name'}.options.getOptionLabel?.('BitDance-14B-64x-fp8 (download)')")
+    assert label == "BitDance-14B-64x-fp8 · 18 GB download · cards from 12 GB"
