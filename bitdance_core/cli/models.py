@@ -90,7 +90,7 @@ def download_model(args: argparse.Namespace) -> None:
 
 def info(args: argparse.Namespace) -> None:
     source = args.path[0] if len(args.path) == 1 else args.path
-    if source in DOWNLOADS and not Path(source).exists():
+    if len(args.path) == 1 and source in DOWNLOADS and not Path(source).exists():
         return print(_published(source))
     print(describe(locate(source, local_files_only=True), card_rows))
 

@@ -77,7 +77,7 @@ def fetch(name: str, model: Published, folder: Path, source: str) -> None:
             while process.poll() is None:
                 mm.throw_exception_if_processing_interrupted()
                 said = _follow(lines, progress, bar) or said
-                time.sleep(0.2)
+                time.sleep(0.1)
         except BaseException:  # ComfyUI's interrupt is not an Exception
             process.terminate()
             logging.info(f"[BitDance] {progress.kept()}")

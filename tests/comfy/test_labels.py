@@ -106,3 +106,14 @@ def test_progress_says_bytes_speed_time_left_and_folder(modules):
         10,
     )
     assert "1.6 GB of 18.0 GB are kept" in progress.kept() and "press Run again" in progress.kept()
+
+
+def test_a_download_is_asked_for_and_its_hub_is_known(modules, models):
+    name = "BitDance-14B-64x-fp8 (download)"
+    with pytest.raises(ValueError, match="switch download on .* 18.0 GB .*huggingface.co .*GB free"):
+        modules["catalog"].model_source(name)
+    with pytest.raises(ValueError, match="switch download on .* 1.8 GB .*www.modelscope.cn "):
+        modules["catalog"].tokenizer_path("ae_d16c32 (download)", False, "modelscope")
+    with pytest.raises(ValueError, match="source is 'elsewhere'; choose one of: huggingface, modelscope"):
+        modules["catalog"].model_source(name, True, "elsewhere")
+    assert [*models.iterdir()] == []

@@ -226,6 +226,16 @@ def test_a_download_that_does_not_fit_the_disk_does_not_start(tmp_path, capsys, 
     assert not (tmp_path / "new").exists()
 
 
+def test_a_stopped_download_says_what_is_kept(tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bitdance_core.cli.models.remote_files", lambda *_: [RemoteFile("BitDance_B_1x.pt", 10, "")])
+    monkeypatch.setattr("bitdance_core.cli.models.fetch", stop)
+    assert main(["download", "BitDance-B-1x", "--to", str(tmp_path / "new")]) == 130
+    assert f"kept in {tmp_path / 'new'}; the same command goes on" in capsys.readouterr().err
+
+
 def test_names_with_sizes_and_the_version_are_shown(capsys):
     for arguments in (["download", "--help"], ["--version"]):
         with pytest.raises(SystemExit) as caught:
