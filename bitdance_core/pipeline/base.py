@@ -61,6 +61,7 @@ class Pipeline:
         self.prompts = prompts
         self.cuda_graphs = cuda_graphs
         self.velocity = velocity
+        self.loras: list[Lora] = []  # that are merged into the weights
 
     def __call__(self, *args: Any, **kwargs: Any) -> GenerateOutput:
         """Draw as `generate` does, with its arguments."""
@@ -164,8 +165,10 @@ class Pipeline:
         """
         if isinstance(self._layers, StreamedLayers):
             raise BitDanceError("a LoRA file cannot be merged into streamed layers; leave offload out")
-        check_loras(self.model, [Lora(Path(path), strength)])
-        merge_loras(self.model, [Lora(Path(path), strength)])
+        lora = Lora(Path(path), strength)
+        check_loras(self.model, [lora])
+        merge_loras(self.model, [lora])
+        self.loras.append(lora)
 
     def _draw(
         self,
