@@ -182,5 +182,5 @@ class BitDancePipeline(Pipeline):
         step = self.config.autoencoder.downscale
         size = bits.shape[2] * step, bits.shape[3] * step
         if height not in (None, size[0]) or width not in (None, size[1]):
-            raise BitDanceError(f"init_bits are of {size[0]}x{size[1]} pixels (height x width), not {height}x{width}")
+            raise BitDanceError(f"init_bits are of {size[1]}x{size[0]} pixels (width x height), not {width}x{height}")
         return size
