@@ -24,8 +24,9 @@ WITH_PAGES = ("zh", "ja")  # have help pages and a README too
 ALIKE = {"BitDance", "LoRA", "cfg", "psnr", "ssim", "vae", "clip", "lora"}  # names, the same in every language
 SHARED: dict[str, set[str]] = {}  # words that a language shares with English
 SIGNS = {"zh": "\u4e00-\u9fff", "zh-TW": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "ko": "\uac00-\ud7af"}
-# what a translation must keep: numbers, and names with underscores
-KEPT = re.compile(r"\d+(?:[.x]\d+)*|\w+_\w+", re.ASCII)
+# what a translation must keep
+KEPT = re.compile(r'`[^`]+`|"[^"]+"|\d+(?:[.x]\d+)*|\w+_\w+', re.ASCII)
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
 def english(nodes: list) -> dict[str, dict]:
@@ -99,7 +100,7 @@ def faults(language: str) -> dict[str, list[str]]:
         "missing": [key for key in source if not texts.get(key, "").strip()],
         "unknown": [key for key in texts if key not in source],
         "untranslated": [key for key in both if not is_translated(source[key], texts[key], language)],
-        "without a number or a name": [k for k in both if not k.endswith(".name") and lost(source[k], texts[k])],
+        "without a number, a name or a message": [k for k in both if not k.endswith(".name") and lost(source[k], texts[k])],
         "made from other English": [key for key in both if made_from.get(key) != _digest(source[key])],
     }
     return {kind: keys for kind, keys in found.items() if keys}
@@ -113,8 +114,9 @@ def is_translated(source: str, text: str, language: str) -> bool:
 
 
 def lost(source: str, text: str) -> set[str]:
-    """Return the numbers, and the names with underscores, that a translation lacks."""
-    return set(KEPT.findall(source)) - set(KEPT.findall(text))
+    """Return the numbers, names with underscores, `code` and "messages" that a translation lacks."""
+    kept, its = ({" ".join(part.split()) for part in KEPT.findall(FENCE.sub("", t))} for t in (source, text))
+    return {part for part in kept - its if part[0] != '"' or " " in part}
 
 
 def _digest(text: str) -> str:
