@@ -100,7 +100,7 @@ def faults(language: str) -> dict[str, list[str]]:
         "missing": [key for key in source if not texts.get(key, "").strip()],
         "unknown": [key for key in texts if key not in source],
         "untranslated": [key for key in both if not is_translated(source[key], texts[key], language)],
-        "without a number, a name or a message": [k for k in both if not k.endswith(".name") and lost(source[k], texts[k])],
+        "incomplete": [k for k in both if not k.endswith(".name") and lost(source[k], texts[k])],
         "made from other English": [key for key in both if made_from.get(key) != _digest(source[key])],
     }
     return {kind: keys for kind, keys in found.items() if keys}

@@ -56,7 +56,7 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
     assert faults(good | {"title": "空白位"}) == {"unknown": ["nodeDefs.A.title"]}
     assert faults(good | {"display_name": "Empty Bits"}) == {"untranslated": [name]}
     assert faults(good | {"display_name": "Some Bits"}) == {"untranslated": [name]}
-    assert faults(good | {"description": "0，或与上面相同。"}) == {"without a number, a name or a message": [description]}
+    assert faults(good | {"description": "0，或与上面相同。"}) == {"incomplete": [description]}
     locales.write(tmp_path / "en" / "nodeDefs.json", {"A": source["A"] | {"display_name": "No Bits"}})
     assert faults(good) == {"made from other English": [name]}
     locales.accept("zh", [name])

@@ -32,11 +32,12 @@ TEXT = "\n".join(text.replace("\n", " ") for text in PLAIN | FORMATTED)
 
 def quotes() -> list[tuple[str, str]]:
     """Return (page, message) for each quotation of several words in web/docs, apart from its tables."""
-    found = []
-    for page in sorted((ROOT / "web" / "docs").rglob("*.md")):
+    found, folder = [], ROOT / "web" / "docs"
+    for page in sorted(folder.rglob("*.md")):
         lines = (line for line in page.read_text().splitlines() if not line.startswith("|"))
         prose = re.sub(r"`[^`]*`", "", re.sub(r"\s+", " ", "\n".join(lines)))
-        found += [(page.relative_to(ROOT / "web" / "docs").as_posix(), quote) for quote in re.findall(r'"([^"]+)"', prose) if " " in quote]
+        name = page.relative_to(folder).as_posix()
+        found += [(name, quote) for quote in re.findall(r'"([^"]+)"', prose) if " " in quote]
     return found
 
 
