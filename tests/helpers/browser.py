@@ -23,9 +23,9 @@ RECTANGLES = """() => window.app.graph._nodes.map(node => {
 
 
 @contextlib.contextmanager
-def open_page(server, renderer="canvas"):
+def open_page(server, renderer="canvas", language="en"):
     """Yield a page that shows the server's first graph, and the list of its errors: (text, where it comes from)."""
-    server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": RENDERERS[renderer]})
+    server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": RENDERERS[renderer], "Comfy.Locale": language})
     messages = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
