@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import locales
-from browser import GRAPH, RENDERERS, open_page, open_workflow
+from browser import GRAPH, RENDERERS, SEARCH, open_page, open_workflow
 from paths import ROOT
 from shared_workflows import path_of
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.browser
 SCREENSHOTS = os.environ.get("BITDANCE_SCREENSHOTS")  # a folder to leave pictures in; they need a font with the signs
 SAMPLER = "BitDanceNextPatchSampler"
 NODE = f"{GRAPH}.find(n => n.type === '{SAMPLER}')"
+WORDS = {"zh": ["文生图", "图生图", "局部重绘", "采样器"]}
 # where the mouse finds a widget that the canvas draws
 ON_CANVAS = """name => {
     const node = window.app.graph._nodes.find(n => n.type === 'BitDanceNextPatchSampler');
@@ -24,7 +25,10 @@ ON_CANVAS = """name => {
 }"""
 
 
-@pytest.fixture(scope="module", params=[(language, r) for language in locales.WITH_PAGES for r in RENDERERS])
+PAGES = [(language, renderer) for language in locales.WITH_PAGES for renderer in RENDERERS]
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=", ".join)
 def opened(request, server):
     language, renderer = request.param
     with open_page(server, renderer, language) as (page, _):
@@ -59,6 +63,12 @@ def test_titles_labels_and_tooltips_are_in_the_pages_language(opened):
     page.get_by_text(texts["inputs.steps.tooltip"]).first.wait_for()
     if SCREENSHOTS:
         page.screenshot(path=Path(SCREENSHOTS) / f"{language}, {renderer}.png")
+
+
+def test_words_of_the_language_find_the_sampler(opened):
+    page, language, _ = opened
+    for words in (texts_of(language)["display_name"], *WORDS.get(language, [])):
+        assert texts_of(language)["display_name"] in page.evaluate(SEARCH, words)[:5], words
 
 
 def test_help_is_in_the_pages_language(opened):
