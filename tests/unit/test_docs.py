@@ -1,6 +1,7 @@
 """The documents: links lead somewhere, quoted commands exist, names are those of the code."""
 
 import argparse
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,7 +12,8 @@ from bitdance_core.cli import build_parser
 from paths import ROOT
 
 HELP_PAGES = sorted((ROOT / "web" / "docs").rglob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *HELP_PAGES]
+READMES = sorted(ROOT.glob("README*.md"))
+PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *HELP_PAGES]
 SCRIPT = re.compile(r"(?<![\w/.])(?:scripts|benchmarks|builtin|tests)/[\w/]+\.py\b")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -111,16 +113,21 @@ def test_citations_in_code_lead_somewhere():
     assert [where for where in sorted(cited) if not resolves(where[1], ROOT)] == []
 
 
-def test_the_readme_stays_short_and_names_the_two_commands():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+every_readme = pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+
+
+@every_readme
+def test_the_readme_stays_short_and_names_the_two_commands(readme):
+    text = readme.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 130
     assert "python3 scripts/demo.py" in text and "python3 scripts/test.py" in text
 
 
-def test_the_readme_leads_to_every_document_and_workflow():
-    links = {unquote(link) for link in LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))}
-    targets = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "workflows").glob("*.json")]
-    assert [path.name for path in targets if path.relative_to(ROOT).as_posix() not in links] == []
+@every_readme
+def test_the_readme_leads_to_every_document_and_workflow(readme):
+    links = {unquote(link) for link in LINK.findall(readme.read_text(encoding="utf-8"))}
+    targets = [*READMES, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "workflows").glob("*.json")]
+    assert [path.name for path in targets if path.relative_to(ROOT).as_posix() not in {*links, readme.name}] == []
 
 
 def declared_nodes() -> dict[str, str]:
@@ -141,10 +148,13 @@ def test_the_table_of_nodes_is_that_of_the_schemas():
         assert row[2].split(", ") == re.findall(r"^- \*\*(\w+)\*\*, ", inputs, re.MULTILINE), name
 
 
-def test_the_readme_names_every_node():
-    section = (ROOT / "README.md").read_text("utf-8").partition("\n## Nodes")[2].partition("\n## ")[0]
-    named = {name for row in rows(section) for name in row[0].split(", ")}
-    assert set(declared_nodes().values()) <= named
+@every_readme
+def test_the_readme_names_every_node(readme):
+    """As the page shows it in that language."""
+    language = readme.stem.partition(".")[2] or "en"
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    named = {name for row in rows(readme.read_text("utf-8")) for name in re.split(", |、", row[0])}
+    assert {texts[node]["display_name"] for node in declared_nodes()} <= named
 
 
 def test_the_checks_see_what_is_wrong():

@@ -32,11 +32,12 @@ TEXT = "\n".join(text.replace("\n", " ") for text in PLAIN | FORMATTED)
 
 def quotes() -> list[tuple[str, str]]:
     """Return (page, message) for each quotation of several words in web/docs, apart from its tables."""
-    found = []
-    for page in sorted((ROOT / "web" / "docs").glob("*.md")):
+    found, folder = [], ROOT / "web" / "docs"
+    for page in sorted(folder.rglob("*.md")):
         lines = (line for line in page.read_text().splitlines() if not line.startswith("|"))
         prose = re.sub(r"`[^`]*`", "", re.sub(r"\s+", " ", "\n".join(lines)))
-        found += [(page.stem, quote) for quote in re.findall(r'"([^"]+)"', prose) if " " in quote]
+        name = page.relative_to(folder).as_posix()
+        found += [(name, quote) for quote in re.findall(r'"([^"]+)"', prose) if " " in quote]
     return found
 
 
@@ -69,7 +70,7 @@ def is_in_source(quote: str) -> bool:
 
 @pytest.mark.parametrize(("page", "quote"), [pair for pair in quotes() if pair[1] not in COMFYUIS])
 def test_a_quoted_message_is_in_the_source(page, quote):
-    assert is_in_source(quote), f"{page}.md quotes a message that no string in the source has"
+    assert is_in_source(quote), f"{page} quotes a message that no string in the source has"
 
 
 @pytest.mark.parametrize("quote", sorted({quote for _, quote in quotes()} - {*COMFYUIS}))
