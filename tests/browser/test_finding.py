@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from browser import GRAPH, fetch, open_page, run, show_first_graph
+from browser import GRAPH, SEARCH, fetch, open_page, run, show_first_graph
 from builtin import pictures
 from graphs import PROMPT, images
 from paths import ROOT
@@ -26,11 +26,6 @@ MEANT = {
     "vae encode": ["Binary Tokenizer Encode"],
     "aspect ratio": ["Empty Bits"],
 }
-# the page's own search, as its search box calls it
-SEARCH = """words => document.querySelector("#vue-app").__vue_app__.config.globalProperties.$pinia._s.get("nodeDef")
-    .nodeSearchService.searchNode(words, [], {limit: 64})
-    .filter(node => node.python_module.includes("bitdance") || node.display_name.startsWith("BitDance"))
-    .map(node => node.display_name)"""
 
 
 @pytest.fixture(scope="module")

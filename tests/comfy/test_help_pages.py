@@ -72,6 +72,7 @@ def schemas(pack_module):
 
 def test_every_language_with_pages_is_read_here():
     assert {*WORDS} == {"en", *locales.WITH_PAGES}
+    assert {page.stem for page in PAGES.glob("*/*")} == {*locales.WITH_PAGES}
 
 
 @every_language

@@ -11,6 +11,11 @@ SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Co
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 GRAPH = "window.app.graph._nodes"
 RENDERERS = {"canvas": False, "nodes 2.0": True}
+# the page's own search for our nodes, as its search box calls it
+SEARCH = """words => document.querySelector("#vue-app").__vue_app__.config.globalProperties.$pinia._s.get("nodeDef")
+    .nodeSearchService.searchNode(words, [], {limit: 64})
+    .filter(node => node.python_module.includes("bitdance") || node.display_name.startsWith("BitDance"))
+    .map(node => node.display_name)"""
 # a node's whole rectangle in the graph's coordinates: drawn on the canvas, or an element of Nodes 2.0
 RECTANGLES = """() => window.app.graph._nodes.map(node => {
     const element = document.querySelector(`[data-node-id="${node.id}"]`);
@@ -23,9 +28,9 @@ RECTANGLES = """() => window.app.graph._nodes.map(node => {
 
 
 @contextlib.contextmanager
-def open_page(server, renderer="canvas"):
+def open_page(server, renderer="canvas", language="en"):
     """Yield a page that shows the server's first graph, and the list of its errors: (text, where it comes from)."""
-    server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": RENDERERS[renderer]})
+    server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": RENDERERS[renderer], "Comfy.Locale": language})
     messages = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import locales
 from comfyui import PACK, Server, comfy_cli, error_of
 from graphs import images, text_to_image
 from hub_server import serve
@@ -75,6 +76,17 @@ def test_every_node_explains_itself(server, schemas, name):
     assert all(len(tooltip) > 10 for tooltip in node["output_tooltips"])
     page = server.get_bytes(f"/extensions/{PACK}/docs/{name}.md").decode()
     assert page.startswith(f"# {node['display_name']}\n")
+
+
+@pytest.mark.parametrize("language", ["en", *locales.LANGUAGES])
+def test_the_page_gets_every_language(server, language):
+    served = locales.flatten(server.get("/i18n")[language])
+    pages = {key: text for key, text in locales.read(language).items() if key.endswith(".md")}
+    texts = {key: text for key, text in locales.read(language).items() if key not in pages}
+    assert len(texts) > 200 and served.items() >= texts.items()
+    for page in (ROOT / "web" / "docs").glob("*.md") if language in locales.WITH_PAGES else ():
+        address = f"/extensions/{PACK}/docs/{page.stem}/{language}.md"  # where the page looks first
+        assert server.get_bytes(address).decode() == pages[page.relative_to(ROOT).as_posix()]
 
 
 @pytest.mark.parametrize("name", IDS)
