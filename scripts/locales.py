@@ -19,8 +19,8 @@ from in_process import import_pack
 FOLDER = ROOT / "locales"
 FILES = ("main", "nodeDefs")  # of those that ComfyUI reads
 MADE_FROM = "made_from.json"  # beside them: text -> the English that it was made from
-LANGUAGES = ("zh", "zh-TW")
-WITH_PAGES = ("zh",)  # have help pages and a README too
+LANGUAGES = ("zh", "zh-TW", "ja", "ko", "fr", "es", "de")
+WITH_PAGES = ("zh", "ja")  # have help pages and a README too
 ALIKE = {"BitDance", "LoRA", "cfg", "psnr", "ssim", "vae", "clip", "lora"}  # names, the same in every language
 SHARED: dict[str, set[str]] = {}  # words that a language shares with English
 SIGNS = {"zh": "\u4e00-\u9fff", "zh-TW": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "ko": "\uac00-\ud7af"}
