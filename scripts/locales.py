@@ -22,7 +22,8 @@ MADE_FROM = "made_from.json"  # beside them: text -> the English that it was mad
 LANGUAGES = ("zh", "zh-TW", "ja", "ko", "fr", "es", "de")
 WITH_PAGES = ("zh", "ja")  # have help pages and a README too
 ALIKE = {"BitDance", "LoRA", "cfg", "psnr", "ssim", "vae", "clip", "lora"}  # names, the same in every language
-SHARED: dict[str, set[str]] = {}  # words that a language shares with English
+# words that a language shares with English
+SHARED: dict[str, set[str]] = {"fr": {"bits", "image", "images", "latent", "options"}, "es": {"bits"}}
 SIGNS = {"zh": "\u4e00-\u9fff", "zh-TW": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "ko": "\uac00-\ud7af"}
 # what a translation must keep
 KEPT = re.compile(r'`[^`]+`|"[^"]+"|\d+(?:[.x]\d+)*|\w+_\w+', re.ASCII)
