@@ -95,6 +95,14 @@ def test_the_pages_have_no_tables():
     assert [page for page in pages if re.search(r"^\|", page.read_text(encoding="utf-8"), re.MULTILINE)] == []
 
 
+def test_no_line_ends_between_two_signs():
+    """The page shows the end of a line as a space, which Chinese and Japanese do not have within a sentence."""
+    sign = "[\u3040-\u30ff\u4e00-\u9fff]"
+    pages = [*PAGES.glob("*/*.md"), *ROOT.glob("README.*.md")]
+    ends = {page: re.findall(rf".{{5}}{sign}\n *{sign}.{{5}}", page.read_text(encoding="utf-8")) for page in pages}
+    assert {page: found for page, found in ends.items() if found} == {}
+
+
 @every_language
 def test_the_inputs_are_those_of_the_pages(schemas, language):
     words = WORDS[language]
