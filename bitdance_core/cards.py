@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from dataclasses import dataclass
 from functools import singledispatch
+from math import prod
+from pathlib import Path
 
 from torch import nn
 
 from .checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
+from .checkpoints.hub import PUBLISHED_MODELS, RECOMMENDED
+from .checkpoints.layouts import find_layout
 from .checkpoints.load import LAYERS
 from .checkpoints.quantization import FORMATS
-from .checkpoints.tokenizer_files import TokenizerCheckpoint
+from .checkpoints.tensor_names import Component, TensorInfo
+from .checkpoints.tokenizer_files import TokenizerCheckpoint, tokenizer_of
 from .model.grid import Grid
-from .model.text_config import BitDanceConfig
+from .model.text_config import BackboneConfig, BitDanceConfig, HeadConfig, identify
 from .model.text_model import BitDance
+from .parts import HEAD, LANGUAGE_MODEL, PROJECTOR
 from .sampling.memory import decoding_bytes, drawing_bytes
 
 GB = 1e9
@@ -24,8 +32,71 @@ CARDS = (8, 12, 16, 24, 48)  # GiB, sold as GB
 RESERVE = 1.5 * GB  # used by other programs
 PROMPT, UNCONDITIONAL = 64, 4  # tokens of a prompt of about 50 words in its template, and of the empty template
 TOKENIZER_SIDE = 1024  # pixels of the picture that a binary tokenizer alone is counted for
+NOMINAL = 0.95  # of a card's GB that it may report as less
 
 Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a model has to fit, in bytes: a GPU's memory (0: there is none), system memory, free disk."""
+
+    card: int
+    memory: int
+    disk: int
+
+
+def recommend(machine: Machine, here: Container[str]) -> str | None:
+    """Name the best published text-to-image model that a machine has room for; `here` are those on its disk.
+
+    None: only the built-in model. The weights have to fit into system memory, from where they are streamed.
+    """
+    for name, card in RECOMMENDED.items():
+        size = PUBLISHED_MODELS[name].gigabytes * GB
+        has_card = machine.card >= card * NOMINAL * 2**30
+        if has_card and machine.memory >= size and (name in here or machine.disk >= size):
+            return name
+    return None
+
+
+def size_and_card(source: Path | tuple[Path, ...]) -> tuple[int, int | None]:
+    """Return a model's bytes on disk and its `comfortable_card`, from the headers of its files alone.
+
+    Raises BitDanceError for files that are no model.
+    """
+    layout = find_layout(source)
+    parts = layout.parts
+    size = sum(file.stat().st_size for file in {file for part in parts.values() for file in part.files})
+    if HEAD not in parts or LANGUAGE_MODEL not in parts:  # an ImageNet model, or a tokenizer
+        return size, smallest_card(sum(map(_loaded, parts.values())))
+    backbone, head = (
+        kind.from_dict(*layout.configs[part]) if part in layout.configs else kind.from_shapes(parts[part].shapes, "")
+        for part, kind in ((LANGUAGE_MODEL, BackboneConfig), (HEAD, HeadConfig))
+    )
+    # a head that does not say how many tokens it draws at once counts as 14B-64x's
+    config = identify(backbone, head, tokenizer_of(layout).config, head.tokens_per_patch or 64)
+    on_card = parts[LANGUAGE_MODEL].without("embed_tokens.weight", "lm_head.weight")
+    language_model = _loaded(on_card) + _loaded(parts[PROJECTOR])
+    return size, comfortable_card(language_model, _loaded(parts[HEAD]), drawing_of(config, 1))
+
+
+def _loaded(part: Component) -> int:
+    return sum(map(loaded_bytes, part.tensors.values()))
+
+
+def loaded_bytes(info: TensorInfo) -> int:
+    """Return the bytes of a tensor once it is loaded: as bfloat16, or as quantized as it is in its file."""
+    if info.quantization is None:
+        return 2 * prod(info.shape)
+    return prod(info.shape) // (2 if FORMATS[info.quantization.format].packed else 1)
+
+
+def comfortable_card(language_model: float, head: float, drawing: float) -> int | None:
+    """Return the smallest card, in GiB, for the head, what drawing takes, and half of the language model, in bytes.
+
+    The other half is streamed. None where none of `CARDS` is large enough.
+    """
+    return smallest_card(head + drawing + language_model / 2)
 
 
 @singledispatch

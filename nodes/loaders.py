@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from comfy_api.latest import io
 
 from ..bitdance_core.checkpoints import hub
 from ..bitdance_core.checkpoints.checkpoint import read_checkpoint
+from ..bitdance_core.checkpoints.sources import HUGGINGFACE, SOURCES
 from ..bitdance_core.checkpoints.tokenizer_files import read_tokenizer
-from .comfy import catalog, lora
+from ..bitdance_core.errors import BitDanceError
+from .comfy import catalog, labels, lora
 from .comfy.catalog import Source
 from .comfy.clip import make_clip, prompts_of_comfyui
-from .comfy.folders import file_names
+from .comfy.folders import file_paths
 from .comfy.model import load_model
+from .comfy.outputs import keep_note
 from .comfy.previews import BitsFormat, fit_rgb_factors
+from .comfy.published import DOWNLOAD
 from .comfy.vae import BinaryVAE
 from .comfy.weight_facts import pick
 from .comfy.weights import OPTIONS
@@ -31,6 +37,30 @@ WEIGHT_DTYPE = io.Combo.Input(
     "newer, mxfp8 and nvfp4 RTX 50, int8 and the other 4-bit types RTX 20 and newer with a PyTorch built for CUDA 13.",
 )
 
+Located = TypeVar("Located")
+
+
+def download_inputs() -> list[io.Input]:
+    """Make the inputs that say whether and from where a model is fetched; older workflow files lack them."""
+    return [
+        io.Boolean.Input(
+            "download",
+            default=False,
+            optional=True,
+            tooltip="On: a published model that is not on this machine is downloaded when the graph runs. Off: the "
+            "graph stops, and this node says how much would be downloaded, from where, and into which folder.",
+        ),
+        io.Combo.Input(
+            "source",
+            options=list(SOURCES),
+            default=HUGGINGFACE,
+            optional=True,
+            advanced=True,
+            tooltip="The hub to download from: Hugging Face (or its mirror in HF_ENDPOINT), or ModelScope, if it has a "
+            "repository of the same name. Files are checked against the SHA-256 in the hub's list.",
+        ),
+    ]
+
 
 def model_outputs() -> list[io.Output]:
     """Make the outputs of both loaders, anew for each schema: ComfyUI writes ids into them."""
@@ -46,6 +76,7 @@ def model_outputs() -> list[io.Output]:
 class BitDanceLoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        names = catalog.model_names()
         return io.Schema(
             node_id="BitDanceLoadModel",
             display_name="Load BitDance Model",
@@ -56,12 +87,15 @@ class BitDanceLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=catalog.model_names(),
+                    options=names,
+                    extra_dict={"labels": labels.model_labels(names)},
                     tooltip="The small built-in model, a model in ComfyUI's folders (bitdance, diffusion_models, "
-                    'checkpoints), or a published one marked "(download)", which is downloaded into models/bitdance '
-                    "when the graph runs: about 35 GB for a 14B model, 18 GB in fp8, 4 to 10 GB for an ImageNet model.",
+                    "checkpoints), or a published one, which is downloaded into models/bitdance. The list says how "
+                    "large each is and from which graphics card on it runs well; smaller cards work more slowly. "
+                    '"recommended" suits this machine best.',
                 ),
                 WEIGHT_DTYPE,
+                *download_inputs(),
             ],
             outputs=model_outputs(),
         )
@@ -71,19 +105,21 @@ class BitDanceLoadModel(io.ComfyNode):
         return catalog.check_name(model_name, catalog.model_names(), hub.PUBLISHED_MODELS, "BitDance model")
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, weight_dtype):
-        if not model_name or model_name.endswith(catalog.DOWNLOAD):
+    def fingerprint_inputs(cls, model_name, **_):
+        if not model_name or model_name.endswith(DOWNLOAD):
             return None
         return catalog.fingerprint(catalog.model_source(model_name))
 
     @classmethod
-    def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(*load(catalog.model_source(model_name), weight_dtype))
+    def execute(cls, model_name, weight_dtype, download=False, source=HUGGINGFACE) -> io.NodeOutput:
+        found = locate(lambda: catalog.model_source(model_name, download, source))
+        return io.NodeOutput(*load(found, weight_dtype))
 
 
 class BitDanceLoadFiles(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        diffusion_models, text_encoders, tokenizers = map(file_paths, ("diffusion_models", "text_encoders", "vae"))
         return io.Schema(
             node_id="BitDanceLoadFiles",
             display_name="Load BitDance Files",
@@ -94,18 +130,21 @@ class BitDanceLoadFiles(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "diffusion_model",
-                    options=file_names("diffusion_models"),
+                    options=[*diffusion_models],
+                    extra_dict={"labels": labels.file_labels(diffusion_models)},
                     tooltip="The diffusion head and projector, or an ImageNet model, under models/diffusion_models.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
-                    options=[catalog.NONE, *file_names("text_encoders")],
+                    options=[catalog.NONE, *text_encoders],
+                    extra_dict={"labels": labels.file_labels(text_encoders)},
                     tooltip="The language model (a Qwen3 with BitDance's own tokens) under models/text_encoders. "
                     "Choose none for an ImageNet model.",
                 ),
                 io.Combo.Input(
                     "tokenizer",
-                    options=file_names("vae"),
+                    options=[*tokenizers],
+                    extra_dict={"labels": labels.file_labels(tokenizers)},
                     tooltip="The binary tokenizer under models/vae.",
                 ),
                 WEIGHT_DTYPE,
@@ -127,6 +166,7 @@ class BitDanceLoadFiles(io.ComfyNode):
 class BitDanceLoadTokenizer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        names = catalog.tokenizer_names()
         return io.Schema(
             node_id="BitDanceLoadTokenizer",
             display_name="Load Binary Tokenizer",
@@ -136,11 +176,12 @@ class BitDanceLoadTokenizer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "tokenizer_name",
-                    options=catalog.tokenizer_names(),
+                    options=names,
+                    extra_dict={"labels": labels.tokenizer_labels(names)},
                     tooltip="The tokenizer of a model, a tokenizer's own file (.safetensors or .pt) under "
-                    'models/bitdance or models/vae, or a published one marked "(download)", about 2 GB, which is '
-                    "downloaded into models/bitdance when the graph runs.",
-                )
+                    "models/bitdance or models/vae, or a published one, which is downloaded into models/bitdance.",
+                ),
+                *download_inputs(),
             ],
             outputs=[io.Vae.Output(tooltip="Works with the Binary Tokenizer nodes and with VAE Encode and Decode.")],
         )
@@ -151,14 +192,15 @@ class BitDanceLoadTokenizer(io.ComfyNode):
         return catalog.check_name(tokenizer_name, known, hub.PUBLISHED_TOKENIZERS, "binary tokenizer")
 
     @classmethod
-    def fingerprint_inputs(cls, tokenizer_name):
-        if not tokenizer_name or tokenizer_name.endswith(catalog.DOWNLOAD):
+    def fingerprint_inputs(cls, tokenizer_name, **_):
+        if not tokenizer_name or tokenizer_name.endswith(DOWNLOAD):
             return None
         return catalog.fingerprint(catalog.tokenizer_path(tokenizer_name))
 
     @classmethod
-    def execute(cls, tokenizer_name) -> io.NodeOutput:
-        return io.NodeOutput(load_tokenizer(catalog.tokenizer_path(tokenizer_name)))
+    def execute(cls, tokenizer_name, download=False, source=HUGGINGFACE) -> io.NodeOutput:
+        found = locate(lambda: catalog.tokenizer_path(tokenizer_name, download, source))
+        return io.NodeOutput(load_tokenizer(found))
 
 
 class BitDanceLoadLora(io.ComfyNode):
@@ -189,6 +231,17 @@ class BitDanceLoadLora(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name, strength) -> io.NodeOutput:
         return io.NodeOutput(lora.apply(model, lora_name, strength))
+
+
+def locate(find: Callable[[], Located]) -> Located:
+    """Return what `find` finds. What it raises is said on the node too, until the node runs again."""
+    try:
+        found = find()
+    except BitDanceError as error:
+        keep_note(str(error))
+        raise
+    keep_note("")
+    return found
 
 
 def load(source: Source, weight_dtype: str):

@@ -44,7 +44,7 @@ def _(checkpoint: TextCheckpoint) -> list[tuple[str, str]]:
     if defaults.trained_sizes is None:
         sizes = f"any whose sides are multiples of {config.patch_size * config.autoencoder.downscale}"
     else:
-        sizes = " ".join(f"{h}x{w}" for h, w in defaults.trained_sizes)
+        sizes = " ".join(f"{w}x{h}" for h, w in defaults.trained_sizes)
     files = len(checkpoint.parts["backbone"].files)
     return [
         ("path", str(checkpoint.path)),
@@ -56,8 +56,8 @@ def _(checkpoint: TextCheckpoint) -> list[tuple[str, str]]:
         ("parameters", f"{total:,}"),
         ("backbone", f"{backbone.num_layers} layers, {backbone.hidden_size} wide, {backbone.vocab_size} token ids"),
         ("diffusion head", f"{head.depth} blocks, {head.width} wide"),
-        ("trained sizes", f"{sizes} (height x width)"),
-        ("defaults", f"{defaults.default_size[0]}x{defaults.default_size[1]}, {defaults.steps} steps, "
+        ("trained sizes", f"{sizes} (width x height)"),
+        ("defaults", f"{defaults.default_size[1]}x{defaults.default_size[0]}, {defaults.steps} steps, "
                      f"guidance {defaults.guidance:g}"),
     ]  # fmt: skip
 
@@ -79,7 +79,7 @@ def _(checkpoint: ClassCheckpoint) -> list[tuple[str, str]]:
         ("parameters", f"{_count(tensors):,}"),
         ("backbone", f"{config.num_layers} layers, {config.width} wide"),
         ("diffusion head", f"{config.head.depth} blocks, {config.head.width} wide"),
-        ("size", f"{height}x{width}"),
+        ("size", f"{width}x{height}"),
         ("defaults", f"{config.defaults.steps} steps, guidance {config.defaults.guidance:g}, linear"),
     ]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..cards import card_rows
-from ..checkpoints import hub
 from ..checkpoints.convert import OUTPUT_LAYOUTS, PRECISIONS, convert
+from ..checkpoints.fetch import check_space, fetch
 from ..checkpoints.hub import DOWNLOADS
 from ..checkpoints.info import describe
 from ..checkpoints.locate import locate
+from ..checkpoints.sources import HUGGINGFACE, SOURCES, address, remote_files
 from ..errors import format_bytes
 
 
@@ -34,21 +36,26 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
 
 def add_download(commands: argparse._SubParsersAction) -> None:
     width = max(map(len, DOWNLOADS))
-    names = "\n".join(f"  {name:<{width}}  {about.gigabytes:>4g} GB" for name, about in DOWNLOADS.items())
+    names = "\n".join(
+        f"  {name:<{width}}  {about.gigabytes:>4g} GB, cards from {about.card} GB" for name, about in DOWNLOADS.items()
+    )
     downloading = commands.add_parser(
         "download",
         help="download a published model",
-        epilog=f"names, with approximate sizes:\n{names}",
+        epilog=f"names, with approximate sizes and the smallest graphics cards that hold half of the weights:\n{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     downloading.add_argument("name", choices=DOWNLOADS, metavar="NAME", help="one of the names below")
     downloading.add_argument("--to", type=Path, metavar="DIR", help="default: a new folder in the working folder")
+    downloading.add_argument(
+        "--source", choices=SOURCES, default=HUGGINGFACE, help="the hub to download from (default: %(default)s)"
+    )
     downloading.set_defaults(run=download_model)
 
 
 def add_info(commands: argparse._SubParsersAction) -> None:
     describing = commands.add_parser("info", help="describe a model file or folder")
-    describing.add_argument("path", nargs="+", help="a path, the files of a set, or a built-in name")
+    describing.add_argument("path", nargs="+", help="a path, the files of a set, or a built-in or published name")
     describing.set_defaults(run=info)
 
 
@@ -68,17 +75,33 @@ def convert_model(args: argparse.Namespace) -> None:
 def download_model(args: argparse.Namespace) -> None:
     published = DOWNLOADS[args.name]
     folder = args.to or Path(published.folder(args.name))
-    sizes = hub.remote_files(published.repository, published.files)
-    for name, size in sizes.items():
-        print(f"{format_bytes(size):>14}  {name}")
-    print(f"{format_bytes(sum(sizes.values())):>14}  from {published.repository} to {folder}", flush=True)
-    hub.check_space(sizes, folder)
-    print(hub.fetch(published.repository, sizes, folder) / (published.loads or ""))
+    files = remote_files(published.repository, published.files, args.source)
+    for file in files:
+        print(f"{format_bytes(file.size):>14}  {file.name}")
+    total = format_bytes(sum(file.size for file in files))
+    print(f"{total:>14}  from {published.repository} at {address(args.source)} to {folder}", flush=True)
+    check_space(files, folder)
+    try:
+        print(fetch(published.repository, files, folder) / (published.loads or ""))
+    except KeyboardInterrupt:
+        print(f"bitdance: what has arrived is kept in {folder}; the same command goes on", file=sys.stderr)
+        raise
 
 
 def info(args: argparse.Namespace) -> None:
     source = args.path[0] if len(args.path) == 1 else args.path
+    if len(args.path) == 1 and source in DOWNLOADS and not Path(source).exists():
+        return print(_published(source))
     print(describe(locate(source, local_files_only=True), card_rows))
+
+
+def _published(name: str) -> str:
+    """Return what is known of a published model that is not here."""
+    about = DOWNLOADS[name]
+    return (
+        f"{name} is not here: {about.gigabytes:g} GB from {about.repository}, cards from {about.card} GB; "
+        f"`python -m bitdance_core download {name}` fetches it"
+    )
 
 
 COMMANDS = (add_convert, add_download, add_info)

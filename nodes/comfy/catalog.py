@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -11,7 +12,7 @@ from ...bitdance_core.checkpoints import hub
 from ...bitdance_core.checkpoints.hub import Published
 from ...bitdance_core.checkpoints.layouts import COMFY_FOLDERS, files_of_set, is_weights, missing_files
 from ...bitdance_core.checkpoints.locate import ASSETS, builtin_models
-from ...bitdance_core.checkpoints.sniff import is_whole
+from ...bitdance_core.checkpoints.sources import HUGGINGFACE
 from ...bitdance_core.checkpoints.tensor_names import (
     CLASS_MODEL,
     HEAD,
@@ -22,12 +23,12 @@ from ...bitdance_core.checkpoints.tensor_names import (
 )
 from ...bitdance_core.checkpoints.tokenizer_files import read_tokenizer
 from ...bitdance_core.errors import BitDanceError, MissingFileError
+from . import published
 from .downloads import fetch
 from .folders import FOLDER, file_path, parts_of, weight_files
+from .published import DOWNLOAD, WHOLE, folder_of
 
-DOWNLOAD = " (download)"
 NONE = "none"  # in the list of text encoders, for an ImageNet model
-WHOLE = (HEAD, LANGUAGE_MODEL, TOKENIZER)  # the parts that make one file a text-to-image model
 DEPTH = 3  # levels below a models folder that are searched
 
 Source = Path | tuple[Path, ...]  # the argument of the core's `read_checkpoint`: a folder, a file, or a set of files
@@ -36,12 +37,7 @@ Source = Path | tuple[Path, ...]  # the argument of the core's `read_checkpoint`
 def model_names() -> list[str]:
     """List built-in models, then those in ComfyUI's folders, then published ones that are not downloaded yet."""
     local = [*_model_folders(), *_model_files()]
-    published = [
-        name + DOWNLOAD
-        for name, model in hub.PUBLISHED_MODELS.items()
-        if not _is_here(name, model) and (name not in local or _has_changed(name, model))
-    ]
-    return [*builtin_models(), *local, *published]
+    return [*builtin_models(), *local, *published.offered(hub.PUBLISHED_MODELS, local)]
 
 
 def tokenizer_names() -> list[str]:
@@ -55,22 +51,33 @@ def tokenizer_names() -> list[str]:
         and (TOKENIZER in parts_of(path) or _unreadable(path) and key != "checkpoints")
     ]
     local = dict.fromkeys(files)
-    published = [
-        name + DOWNLOAD
-        for name, tokenizer in hub.PUBLISHED_TOKENIZERS.items()
-        if not _is_here(name, tokenizer)
-        and (_has_changed(name, tokenizer) or not any(Path(file).stem == name for file in local))
-    ]
-    return [*builtin_models(), *folders, *local, *published]
+    offered = published.offered(hub.PUBLISHED_TOKENIZERS, {Path(file).stem for file in local})
+    return [*builtin_models(), *folders, *local, *offered]
 
 
-def check_name(name: str | None, known: list[str], published: dict[str, Published], what: str) -> bool | str:
+def local_models() -> dict[str, Source]:
+    """Map the models in ComfyUI's folders to their files; a head whose other parts are missing stands alone."""
+    found: dict[str, Source] = {}
+    for name, path in {**_model_files(), **_model_folders()}.items():
+        found[name] = path
+        if path.is_file() and not _is_whole(path):
+            with suppress(BitDanceError):
+                found[name] = _set_of(path)
+    return found
+
+
+def local_tokenizers() -> dict[str, Path]:
+    """Map the single files of binary tokenizers in ComfyUI's folders to their paths."""
+    return {name: path for key in ("checkpoints", "vae", FOLDER) for name, path in weight_files(key).items()}
+
+
+def check_name(name: str | None, known: list[str], downloads: dict[str, Published], what: str) -> bool | str:
     """Answer `validate_inputs`: True, or a sentence for a name that is not `known`.
 
     None is a name linked from another node. A "(download)" name stays valid after the download.
     """
     bare = str(name).removesuffix(DOWNLOAD)
-    if name is None or {name, bare} & set(known) or (name != bare and bare in published):
+    if name is None or {name, bare} & set(known) or (name != bare and bare in downloads):
         return True
     return _missing(what, name, known)
 
@@ -79,32 +86,30 @@ def _missing(what: str, name: str | None, known: list[str]) -> str:
     return f"there is no {what} '{name}'; choose one of: {', '.join(known)}"
 
 
-def model_source(name: str) -> Source:
-    """Locate a model that `model_names` listed; downloads one that is marked so.
+def model_source(name: str, download: bool = False, hub_name: str = HUGGINGFACE) -> Source:
+    """Locate a model that `model_names` listed; fetches one that is marked so from a hub, if `download` allows it.
 
-    Raises MissingFileError if the model or a part of it is missing, or cannot be downloaded.
+    Raises MissingFileError if the model or a part of it is missing, or cannot be downloaded; BitDanceError, which says
+    what is to be fetched, if it is not to be downloaded unasked.
     """
     if name in builtin_models():
         return ASSETS / name
-    published = name.removesuffix(DOWNLOAD)
-    if name.endswith(DOWNLOAD) and (model := hub.PUBLISHED_MODELS.get(published)):
-        if _has_changed(published, model):
-            return _downloaded(published, model)  # which verifies them again
-    if published in (folders := _model_folders()):
-        return folders[published]
-    if published in (files := _model_files()):
-        path = files[published]
-        return path if CLASS_MODEL in parts_of(path) or parts_of(path) >= {*WHOLE} else _set_of(path)
-    if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_MODELS:
-        return _downloaded(published, hub.PUBLISHED_MODELS[published])
+    bare = name.removesuffix(DOWNLOAD)
+    model = hub.PUBLISHED_MODELS.get(bare) if name.endswith(DOWNLOAD) else None
+    if model and published.has_changed(bare, model):
+        return _downloaded(bare, model, download, hub_name)  # which verifies them again
+    if bare in (folders := _model_folders()):
+        return folders[bare]
+    if bare in (files := _model_files()):
+        path = files[bare]
+        return path if _is_whole(path) else _set_of(path)
+    if model:
+        return _downloaded(bare, model, download, hub_name)
     raise MissingFileError(_missing("BitDance model", name, model_names()))
 
 
-def tokenizer_path(name: str) -> Path:
-    """Locate a tokenizer that `tokenizer_names` listed, for `read_tokenizer`; downloads one that is marked so.
-
-    Raises MissingFileError if it is missing or cannot be downloaded.
-    """
+def tokenizer_path(name: str, download: bool = False, hub_name: str = HUGGINGFACE) -> Path:
+    """Locate a tokenizer that `tokenizer_names` listed, for `read_tokenizer`; fetches one as `model_source` does."""
     if name in builtin_models():
         return ASSETS / name
     if name in (folders := _model_folders()):
@@ -112,9 +117,9 @@ def tokenizer_path(name: str) -> Path:
     for key in (FOLDER, "vae", "checkpoints"):
         if name in (files := weight_files(key)):
             return files[name]
-    published = name.removesuffix(DOWNLOAD)
-    if name.endswith(DOWNLOAD) and published in hub.PUBLISHED_TOKENIZERS:
-        return _downloaded(published, hub.PUBLISHED_TOKENIZERS[published])
+    bare = name.removesuffix(DOWNLOAD)
+    if name.endswith(DOWNLOAD) and bare in hub.PUBLISHED_TOKENIZERS:
+        return _downloaded(bare, hub.PUBLISHED_TOKENIZERS[bare], download, hub_name)
     raise MissingFileError(_missing("binary tokenizer", name, tokenizer_names()))
 
 
@@ -174,6 +179,10 @@ def _model_files() -> dict[str, Path]:
             if is_model and not any(folder in path.parents for folder in folders):
                 found.setdefault(name, path)
     return found
+
+
+def _is_whole(path: Path) -> bool:
+    return CLASS_MODEL in parts_of(path) or parts_of(path) >= {*WHOLE}
 
 
 def _set_of(head: Path) -> tuple[Path, ...]:
@@ -239,41 +248,14 @@ def _is_model(folder: Path) -> bool:
         return True
 
 
-def _is_here(name: str, model: Published) -> bool:
-    """Return whether a published model that consists of single files has been downloaded.
-
-    Files that have changed since they were verified do not count. Files from elsewhere, whose content nobody verified,
-    do if they are as long as their headers say and have tensors of the right names.
-    """
-    folder = _folder_of(name, model)
-    if _has_changed(name, model):
-        return False
-    if model.loads:
-        return all(_is_good(folder / file) for file in model.files)
-    parts = set().union(*(parts_of(path) for path in folder.rglob("*.safetensors") if _is_good(path)))
-    return "*.safetensors" in model.files and parts >= {*WHOLE}
-
-
-def _has_changed(name: str, model: Published) -> bool:
-    """Return whether files of a download have changed since they were verified."""
-    changed = hub.changed_files(_folder_of(name, model))
-    return any(not model.loads or file in model.files for file in changed)  # models of one file share a folder
-
-
-def _is_good(path: Path) -> bool:
-    """Return whether a file exists and, if it has weights, is as long as its header requires and has a model's part."""
-    return path.is_file() and (not is_weights(path) or (is_whole(path) and bool(parts_of(path))))
-
-
-def _folder_of(name: str, model: Published) -> Path:
-    return Path(folder_paths.get_folder_paths(FOLDER)[0]) / model.folder(name)
-
-
-def _downloaded(name: str, model: Published) -> Source:
-    """Download a published model unless it is complete, and locate it. Raises BitDanceError if files are missing."""
-    folder = _folder_of(name, model)
-    if not _is_here(name, model):
-        fetch(model, folder)
+def _downloaded(name: str, model: Published, download: bool, hub_name: str) -> Source:
+    """Fetch a published model unless it is complete, and locate it. Raises BitDanceError if files are missing."""
+    folder = folder_of(name, model)
+    if not published.is_here(name, model):
+        published.check_source(hub_name)
+        if not download:
+            raise published.question(name, model, hub_name)
+        fetch(name, model, folder, hub_name)
     if model.loads:
         return folder / model.loads
     if not (missing := missing_files(folder)):

@@ -44,14 +44,15 @@ def _parts_at(path: Path, size: int, changed: int) -> frozenset[str]:
     return parts_in(path)
 
 
-def file_names(key: str) -> list[str]:
-    """List the files of weights in one of ComfyUI's folders and in `bitdance`."""
-    return list(weight_files(key) | weight_files(FOLDER))
+def file_paths(key: str) -> dict[str, Path]:
+    """Map the names of the files of weights in one of ComfyUI's folders and in `bitdance` to their paths."""
+    own = weight_files(key)
+    return own | weight_files(FOLDER) | own  # in this order, and the first folder's where both have a name
 
 
 def file_path(key: str, name: str) -> Path:
-    """Locate a file that `file_names` listed. Raises MissingFileError if it is gone."""
-    files = weight_files(FOLDER) | weight_files(key)
+    """Locate a file that `file_paths` listed. Raises MissingFileError if it is gone."""
+    files = file_paths(key)
     if name not in files:
         raise MissingFileError(
             f"there is no file '{name}' in ComfyUI's {key} and {FOLDER} folders; press R to refresh the list"

@@ -35,6 +35,18 @@ def show_note(text: str) -> None:
         show_text(text, context.node_id)
 
 
+def keep_note(text: str) -> None:
+    """Show a text on the node that runs now, and leave it there when it ends; "" removes it. See web/bitdance.js."""
+    from comfy_execution.utils import get_executing_context
+
+    if (context := get_executing_context()) is None:
+        return
+    import server  # late, as above
+
+    page = server.PromptServer.instance
+    page.send_sync("bitdance.note", {"node": context.node_id, "text": text}, page.client_id)
+
+
 def number_file(prefix: str, suffix: str, width: int = 0, height: int = 0) -> tuple[Path, dict[str, str]]:
     """Choose a numbered file in the output folder, as for images; returns its path, and its entry for the page.
 

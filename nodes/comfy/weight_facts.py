@@ -8,8 +8,8 @@ import comfy.model_management as mm
 import comfy.quant_ops
 import torch
 
+from ...bitdance_core.cards import loaded_bytes
 from ...bitdance_core.checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
-from ...bitdance_core.checkpoints.quantization import FORMATS
 from ...bitdance_core.checkpoints.tensor_names import TensorInfo
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.grid import Grid
@@ -92,8 +92,8 @@ def contents_of(checkpoint: TextCheckpoint | ClassCheckpoint) -> Contents:
     return Contents(
         _formats(head),
         _formats(head + body),
-        sum(map(_stored, body)),
-        sum(map(_stored, head)),
+        sum(map(loaded_bytes, body)),
+        sum(map(loaded_bytes, head)),
         sum(2 * _values(info) for info in head),
         drawing_bytes(config, grid, lengths, 1, config.defaults.steps, 2),
         checkpoint.prompts is None,
@@ -106,9 +106,3 @@ def _formats(infos: list[TensorInfo]) -> frozenset[str]:
 
 def _values(info: TensorInfo) -> int:
     return torch.Size(info.shape).numel()
-
-
-def _stored(info: TensorInfo) -> int:
-    if info.quantization is None:
-        return 2 * _values(info)  # loaded as bfloat16
-    return _values(info) // (2 if FORMATS[info.quantization.format].packed else 1)

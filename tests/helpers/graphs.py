@@ -29,8 +29,8 @@ class Node:
         return [self.id, output]
 
 
-def load(graph: Graph, model: str = "builtin") -> Node:
-    return graph.add("BitDanceLoadModel", model_name=model, weight_dtype="auto")
+def load(graph: Graph, model: str = "builtin", **more: Any) -> Node:
+    return graph.add("BitDanceLoadModel", model_name=model, weight_dtype="auto", **more)
 
 
 def sample(graph: Graph, model: list, positive: list, bits: list, **changes: Any) -> Node:
@@ -51,9 +51,12 @@ def show(graph: Graph, loader: Node, bits: Node) -> Node:
     return graph.add("PreviewImage", images=decoded[0])
 
 
-def text_to_image(prompt: str = PROMPT, model: str = "builtin", **changes: Any) -> Graph:
+def text_to_image(
+    prompt: str = PROMPT, model: str = "builtin", loading: dict[str, Any] | None = None, **changes: Any
+) -> Graph:
+    """`loading` are more inputs of the loader, `changes` of the canvas and the sampler."""
     graph = Graph()
-    loader = load(graph, model)
+    loader = load(graph, model, **(loading or {}))
     show(graph, loader, draw(graph, loader, prompt, **changes))
     return graph
 

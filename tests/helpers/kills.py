@@ -60,11 +60,11 @@ def _main(command: Sequence[str]) -> Callable[[list[str]], int]:
     import torch._dynamo  # noqa: F401  PyTorch does, late, when it first makes a module on the meta device
 
     from bitdance_core import cli
-    from bitdance_core.checkpoints import hub
+    from bitdance_core.checkpoints import fetch as module
 
     def fetch(arguments: list[str]) -> int:
         sys.argv = ["fetch", *arguments]
-        return hub.main()
+        return module.main()
 
     return fetch if command[0] == "fetch" else lambda arguments: cli.main([command[0], *arguments])
 

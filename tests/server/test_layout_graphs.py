@@ -310,7 +310,7 @@ def test_published_files_are_fetched_when_picked(comfyui, tmp_path):
         with Server(Path(sys.executable), comfyui, tmp_path / "base", "--cpu", env=env) as server:
             assert "BitDance-B-4x (download)" in choices(server, "BitDanceLoadModel", "model_name") and not sent
             graph = Graph()
-            loader = load(graph, "BitDance-B-4x (download)")
+            loader = load(graph, "BitDance-B-4x (download)", download=True)
             show(graph, loader, draw_classes(graph, loader, "1", steps=1))
             assert error_of(server.wait(server.queue(graph))) is None
             assert sorted(sent) == ["BitDance_B_4x.pt", "ae_d16c32.pt"]

@@ -3,8 +3,9 @@
 import inspect
 import json
 import keyword
+import re
+import socket
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import locales
 from comfyui import PACK, Server, comfy_cli, error_of
 from graphs import images, text_to_image
 from hub_server import serve
+from listening import listen
 from paths import ROOT
 
 IDS = {
@@ -50,6 +52,9 @@ IDS = {
 }
 
 
+ON = {"download": True}
+
+
 @pytest.fixture(scope="module")
 def schemas(server):
     return {name: node for name, node in server.get("/object_info").items() if node["python_module"].endswith(PACK)}
@@ -62,6 +67,8 @@ def test_the_nodes_are_the_designs(schemas):
     assert schemas["BitDanceNextPatchSampler"]["input_order"]["optional"] == [
         "negative", "mask", "options", "allow_untrained_size",
     ]  # fmt: skip
+    for loader in ("BitDanceLoadModel", "BitDanceLoadTokenizer"):
+        assert schemas[loader]["input_order"]["optional"] == ["download", "source"]
     assert schemas["BitDanceNextPatchSampler"]["input"]["required"]["seed"][1]["control_after_generate"] is True
     assert schemas["BitDanceLoadModel"]["input"]["required"]["model_name"][1]["options"][0] == "builtin"
 
@@ -137,10 +144,15 @@ def test_a_published_model_comes_only_when_it_is_picked(comfyui, tmp_path):
 
             assert f"{name} (download)" in listed() and not sent
             graph = text_to_image(model=f"{name} (download)", width=128, height=128, steps=1)
+            said = error_of(server.wait(server.queue(graph)))  # asked for first
+            folder = tmp_path / "base" / "models" / "bitdance" / name
+            for part in ("35.0 GB", address, str(folder), "GB free", "switch download on"):
+                assert part in said
+            assert "\n" not in said and not sent and not folder.exists()
+            graph = text_to_image(model=f"{name} (download)", width=128, height=128, steps=1, loading=ON)
             history = server.wait(server.queue(graph))
             assert error_of(history) is None and len(server.images(history)) == 1
             assert "vision_head.safetensors" in sent and "expected.safetensors" not in sent
-            folder = tmp_path / "base" / "models" / "bitdance" / name
             assert json.loads((folder / "ae_config.json").read_text())
             assert name in listed() and f"{name} (download)" not in listed()
             # a workflow that still says "(download)" takes what is there
@@ -158,13 +170,20 @@ def test_a_download_is_interrupted_at_once_and_goes_on_later(comfyui, tmp_path):
     ):
         env = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
         with Server(Path(sys.executable), comfyui, tmp_path / "base", "--cpu", env=env) as server:
-            graph = text_to_image(model=f"{name} (download)", steps=1)
-            prompt_id = server.queue(graph)
-            while "ae.safetensors" not in sent:  # which takes minutes
-                time.sleep(0.1)
-            server.post("/interrupt", {})
-            assert error_of(server.wait(prompt_id, timeout=30)) == "interrupted"
-            assert not (folder / "ae.safetensors").exists()
+            graph = text_to_image(model=f"{name} (download)", steps=1, loading=ON)
+            notes = []
+            for event, data in listen(server, graph):
+                if event == "bitdance.note" and data["text"]:
+                    assert data["node"] == "1"  # the loader
+                    notes.append(data["text"])
+                    if "ae.safetensors" in sent:  # which takes minutes
+                        server.post("/interrupt", {})
+            assert event == "execution_interrupted" and not (folder / "ae.safetensors").exists()
+            running = notes[-2].splitlines()
+            assert running[1:] == [f"from {address}", f"to {folder}"]
+            assert re.match(r"[\d.]+ [kM]B of [\d.]+ MB", running[0])
+            assert re.search(rf"stopped: .* kept in {folder}; press Run again to go on", notes[-1])
+            assert notes[-1] in server.log.read_text()
             whole = set(sent) - {"ae.safetensors"}
     with serve(f"shallowdream204/{name}", ROOT / "tests" / "data" / "t2i_p16") as (address, sent):
         env["HF_ENDPOINT"] = address
@@ -177,8 +196,25 @@ def test_a_download_is_interrupted_at_once_and_goes_on_later(comfyui, tmp_path):
 def test_an_unreachable_hub_is_said_in_a_sentence(comfyui, tmp_path):
     env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
     with Server(Path(sys.executable), comfyui, tmp_path / "base", "--cpu", env=env) as server:
-        history = server.wait(server.queue(text_to_image(model="BitDance-14B-64x (download)")))
-        assert "the hub cannot be reached" in error_of(history) and "\n" not in error_of(history)
+        history = server.wait(server.queue(text_to_image(model="BitDance-14B-64x (download)", loading=ON)))
+        said = error_of(history)
+        assert "http://127.0.0.1:9 cannot be reached" in said and "proxy: " in said and "\n" not in said
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_looking_up_a_hub_that_does_not_answer_stops_at_once(comfyui, tmp_path, source):
+    """It accepts connections and never answers; the library would wait for it and try again."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {"HF_ENDPOINT": address, "MODELSCOPE_DOMAIN": address, "HF_HOME": str(tmp_path / "hf")}
+        with Server(Path(sys.executable), comfyui, tmp_path / "base", "--cpu", env=env) as server:
+            prompt_id = server.queue(
+                text_to_image(model="BitDance-14B-64x (download)", loading={**ON, "source": source})
+            )
+            silent.settimeout(120)
+            silent.accept()  # the question has come
+            server.post("/interrupt", {})
+            assert error_of(server.wait(prompt_id, timeout=15)) == "interrupted"
 
 
 def test_requirements_are_among_the_projects():

@@ -11,15 +11,19 @@ import pytest
 from builtin import pictures
 from comfyui import PACK, comfy_cli, run_workflow
 from graphs import images
-from shared_workflows import EXPECTED, FOLDER, WORKFLOWS, overlapping, path_of
+from shared_workflows import EXPECTED, FOLDER, WORKFLOWS, overlapping, path_of, ready_to_run
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_runs_to_pictures_that_mean_what_it_asks(server, base, name):
+def test_a_workflow_runs_to_pictures_that_mean_what_it_asks(server, base, tmp_path, name):
     # as on a new machine, where nothing has been downloaded
     shutil.rmtree(base / "models" / "bitdance" / "BitDance-ImageNet", ignore_errors=True)
     done = comfy_cli(
-        Path(sys.executable), "--json", *run_workflow(path_of(name), server), capture_output=True, text=True
+        Path(sys.executable),
+        "--json",
+        *run_workflow(ready_to_run(name, tmp_path), server),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     history = server.wait(json.loads(done.stdout.strip().splitlines()[-1])["data"]["prompt_id"])

@@ -18,6 +18,7 @@ import golden
 import hub_server
 from bitdance_core import __version__
 from bitdance_core.checkpoints.hub import DOWNLOADS
+from bitdance_core.checkpoints.sources import RemoteFile
 from bitdance_core.cli import main
 from paths import ROOT
 
@@ -202,10 +203,12 @@ def test_download_shows_sizes_fetches_what_is_needed_and_continues(tmp_path):
         hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         broken = run("download", "BitDance-14B-16x", "--to", target, **hub)
     assert broken.returncode == 1 and "try again" in broken.stderr
-    assert re.search(r"30\.\d MB  model.safetensors\n", broken.stdout) and f"from {name} to {target}" in broken.stdout
+    assert re.search(r"30\.\d MB  model.safetensors\n", broken.stdout)
+    assert f"from {name} at {address} to {target}" in broken.stdout
     assert not (target / "model.safetensors").exists()
     with hub_server.serve(name, repository) as (address, sent):
-        done = run("download", "BitDance-14B-16x", "--to", target, **{**hub, "HF_ENDPOINT": address})
+        other = {**hub, "HF_ENDPOINT": "http://127.0.0.1:9", "MODELSCOPE_DOMAIN": address}
+        done = run("download", "BitDance-14B-16x", "--to", target, "--source", "modelscope", **other)
     assert done.returncode == 0, done.stderr
     assert any(re.fullmatch(r"model.safetensors from [1-9]\d{6,}", file) for file in sent) and "teaser.png" not in sent
     drawn = run("generate", "a cat", "--model", target, *SMALL, "-o", tmp_path / "cat.png")
@@ -214,12 +217,23 @@ def test_download_shows_sizes_fetches_what_is_needed_and_continues(tmp_path):
 
 def test_a_download_that_does_not_fit_the_disk_does_not_start(tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("bitdance_core.checkpoints.hub.shutil.disk_usage", lambda _: usage)
-    monkeypatch.setattr("bitdance_core.checkpoints.hub.remote_files", lambda *_: {"BitDance_B_1x.pt": 2 * 10**9})
-    monkeypatch.setattr("bitdance_core.checkpoints.hub.snapshot_download", lambda *_, **__: pytest.fail("it started"))
+    monkeypatch.setattr("bitdance_core.checkpoints.fetch.shutil.disk_usage", lambda _: usage)
+    files = [RemoteFile("BitDance_B_1x.pt", 2 * 10**9, "")]
+    monkeypatch.setattr("bitdance_core.cli.models.remote_files", lambda *_: files)
+    monkeypatch.setattr("bitdance_core.cli.models.fetch", lambda *_, **__: pytest.fail("it started"))
     assert main(["download", "BitDance-B-1x", "--to", str(tmp_path / "new")]) == 1
     assert re.search(rf"2.0 GB .*disk of {tmp_path / 'new'} has 1.0 kB free", capsys.readouterr().err)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_stopped_download_says_what_is_kept(tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bitdance_core.cli.models.remote_files", lambda *_: [RemoteFile("BitDance_B_1x.pt", 10, "")])
+    monkeypatch.setattr("bitdance_core.cli.models.fetch", stop)
+    assert main(["download", "BitDance-B-1x", "--to", str(tmp_path / "new")]) == 130
+    assert f"kept in {tmp_path / 'new'}; the same command goes on" in capsys.readouterr().err
 
 
 def test_names_with_sizes_and_the_version_are_shown(capsys):
@@ -229,8 +243,15 @@ def test_names_with_sizes_and_the_version_are_shown(capsys):
         assert caught.value.code == 0
     printed = capsys.readouterr().out
     for name, published in DOWNLOADS.items():
-        assert re.search(rf"^ +{name} +{published.gigabytes:g} GB$", printed, re.M)
+        assert re.search(rf"^ +{name} +{published.gigabytes:g} GB, cards from {published.card} GB$", printed, re.M)
     assert printed.endswith(f"bitdance {__version__}\n")
+
+
+def test_info_knows_published_models(capsys):
+    assert main(["info", "BitDance-14B-64x-fp8"]) == 0
+    said = capsys.readouterr().out
+    for part in ("18 GB", "cards from 12 GB", "python -m bitdance_core download BitDance-14B-64x-fp8"):
+        assert part in said
 
 
 def test_a_published_name_says_how_to_fetch_it(capsys):

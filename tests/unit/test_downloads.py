@@ -1,4 +1,4 @@
-"""Downloads from a stand-in hub: existing files are verified, broken ones begun anew, one writer at a time."""
+"""Downloads from stand-ins of both hubs: existing files are verified, broken ones begun anew, one writer at a time."""
 
 import hashlib
 import json
@@ -10,13 +10,14 @@ import time
 
 import pytest
 
-from bitdance_core.checkpoints.hub import changed_files
+from bitdance_core.checkpoints.fetch import changed_files
 from bitdance_core.checkpoints.locks import locked
+from bitdance_core.checkpoints.sources import PROXIES
 from hub_server import serve
 from paths import ROOT
 
 REPOSITORY, DATA = "owner/model", bytes(range(256)) * 2000
-IMPORT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bitdance_core.checkpoints.hub import main"
+IMPORT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bitdance_core.checkpoints.fetch import main"
 
 
 @pytest.fixture
@@ -27,19 +28,22 @@ def source(tmp_path):
     return folder
 
 
-def start(address, folder):
-    env = os.environ | {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder.parent / "home")}
-    command = [sys.executable, "-c", f"{IMPORT}; sys.exit(main())", REPOSITORY, str(folder), "x.bin"]
+def start(address, folder, source="huggingface", repository=REPOSITORY, **more):
+    env = os.environ | {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder.parent / "home"), **more}
+    env["HF_ENDPOINT" if source == "huggingface" else "MODELSCOPE_DOMAIN"] = address
+    command = [sys.executable, "-c", f"{IMPORT}; sys.exit(main())", source, repository, str(folder), "x.bin"]
     return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def fetch(address, folder):
+def fetch(address, folder, *arguments, **more):
     """Run the download as the node does; return its message, "" for success."""
-    return "\n".join(line for line in lines_of(address, folder) if not line.startswith("checking "))
+    lines = lines_of(address, folder, *arguments, **more)
+    return "\n".join(line for line in lines if not line.startswith(("checking ", "arrived ")))
 
 
-def lines_of(address, folder):
-    with start(address, folder) as process:  # communicate() would close standard input, and end the process
+def lines_of(address, folder, *arguments, **more):
+    with start(address, folder, *arguments, **more) as process:
+        # communicate() would close standard input, and end the process
         return process.stdout.read().splitlines()
 
 
@@ -85,7 +89,7 @@ def test_a_damaged_part_is_named_and_removed(source, tmp_path):
 
 
 def test_a_mirror_without_checksums_is_checked_by_size(source, tmp_path):
-    with serve(REPOSITORY, source, etag=False) as (address, _):
+    with serve(REPOSITORY, source, checksums=False) as (address, _):
         message = fetch(address, tmp_path / "to")
     assert message == "" and (tmp_path / "to" / "x.bin").read_bytes() == DATA
 
@@ -118,9 +122,13 @@ def test_reading_a_file_for_its_checksum_shows_progress(source, tmp_path):
     shutil.copytree(source, tmp_path / "to")
     with serve(REPOSITORY, source) as (address, sent):
         expected = [f"checking {done} {size} x.bin" for done in (16 * 2**20, 32 * 2**20, size)]
-        assert lines_of(address, tmp_path / "to") == expected and not sent
-        assert lines_of(address, tmp_path / "to") == []
-        assert lines_of(address, tmp_path / "new") == expected and sent == ["x.bin"]
+
+        def checking(folder):
+            return [line for line in lines_of(address, folder) if line.startswith("checking ")]
+
+        assert checking(tmp_path / "to") == expected and not sent
+        assert checking(tmp_path / "to") == []
+        assert checking(tmp_path / "new") == expected and sent == ["x.bin"]
 
 
 def test_files_that_changed_since_they_were_verified_are_known_without_reading_them(source, tmp_path):
@@ -136,3 +144,46 @@ def test_files_that_changed_since_they_were_verified_are_known_without_reading_t
     for damage in (b"{", b"[]", b'{"x.bin": 5}', b'{"y.bin": []}'):
         (cache(folder) / "verified.json").write_bytes(damage)
         assert changed_files(folder) == (["y.bin"] if b"y" in damage else [])
+
+
+def test_a_second_hub_has_the_same_files(source, tmp_path):
+    """ModelScope's list and addresses: checked by the SHA-256 of its list, resumed, replaced if it is damaged."""
+    folder = tmp_path / "to"
+    part = cache(folder) / f"{hashlib.sha256(DATA).hexdigest()}.incomplete"
+    with serve(REPOSITORY, source) as (address, sent):
+        part.write_bytes(DATA[:1000])
+        assert fetch(address, folder, "modelscope") == "" and sent == ["x.bin from 1000"]
+        assert (folder / "x.bin").read_bytes() == DATA and changed_files(folder) == []
+        (folder / "x.bin").write_bytes(bytes(len(DATA)))
+        part.write_bytes(bytes(1000))
+        assert "its SHA-256 is not the hub's" in fetch(address, folder, "modelscope")
+        assert fetch(address, folder, "modelscope") == "" and (folder / "x.bin").read_bytes() == DATA
+        said = fetch(address, folder, "modelscope", "owner/other")
+        assert f"{address} has no such public repository" in said and "source huggingface" in said
+
+
+def test_a_hubs_checksums_are_those_of_its_list(source, tmp_path):
+    """A file that a hub sends is not what its list says: the list decides."""
+    with serve(REPOSITORY, source, damaged="x.bin") as (address, _):
+        for hub in ("huggingface", "modelscope"):
+            assert "its SHA-256 is not the hub's" in fetch(address, tmp_path / hub, hub)
+            assert not (tmp_path / hub / "x.bin").exists()
+
+
+def test_a_hub_out_of_reach_is_named_with_what_leads_to_it(tmp_path):
+    proxy = {"HTTPS_PROXY": "http://me:secret@127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
+    said = fetch("http://127.0.0.1:9", tmp_path, HTTP_PROXY="", http_proxy="", **proxy)
+    for part in ("http://127.0.0.1:9 cannot be reached", "HTTPS_PROXY=http://***@127.0.0.1:9", "HF_ENDPOINT: http"):
+        assert part in said
+    assert "secret" not in said and "\n" not in said
+    said = fetch("127.0.0.1:9", tmp_path, "modelscope", **dict.fromkeys(PROXIES, ""))
+    for part in ("https://127.0.0.1:9 cannot be reached", "proxy: none set", "MODELSCOPE_DOMAIN: 127.0.0.1:9"):
+        assert part in said
+
+
+def test_bytes_that_arrive_are_counted(source, tmp_path):
+    folder, part = tmp_path / "to", DATA[:1000]
+    (cache(folder) / f"{hashlib.sha256(DATA).hexdigest()}.incomplete").write_bytes(part)
+    with serve(REPOSITORY, source) as (address, _):
+        first = next(line for line in lines_of(address, folder) if line.startswith("arrived "))
+    assert int(first.split()[1]) >= len(part) and first.split()[2] == str(len(DATA))

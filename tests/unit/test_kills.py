@@ -94,7 +94,7 @@ def test_a_killed_download_goes_on(tmp_path, moments):
     (tmp_path / "start").mkdir()
     with serve("owner/model", source) as (address, _):
         environment = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-        command = ["fetch", "owner/model", "{}/to", "x.bin", "config.json"]
+        command = ["fetch", "huggingface", "owner/model", "{}/to", "x.bin", "config.json"]
         places = kill_everywhere(tmp_path, command, moments(8), **environment)
     whole = check(tmp_path, places)
     assert whole["to/x.bin"] == (source / "x.bin").read_bytes() and len(whole) == 2
