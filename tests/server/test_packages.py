@@ -31,7 +31,9 @@ def archive(sources):
 
 
 def test_the_zip_has_what_runs_and_is_as_small_as_its_description_says(archive):
-    folders = {name.split("/")[0] for name in zipfile.ZipFile(archive).namelist()}
+    names = zipfile.ZipFile(archive).namelist()
+    folders = {name.split("/")[0] for name in names}
+    assert "locales/zh/main.json" in names and "locales/zh/made_from.json" not in names
     assert not folders & {"tests", "docs", "scripts", "benchmarks", "builtin", ".ci", ".github"}
     assert folders >= {"bitdance_core", "nodes", "web", "workflows", "subgraphs", "LICENSE", "pyproject.toml"}
     (said,) = re.findall(r"zip is (\d+) MB", (ROOT / "docs" / "page.md").read_text("utf-8"))
