@@ -36,7 +36,7 @@ Source = Path | tuple[Path, ...]  # the argument of the core's `read_checkpoint`
 
 def model_names() -> list[str]:
     """List built-in models, then those in ComfyUI's folders, then published ones that are not downloaded yet."""
-    local = [*_model_folders(), *_model_files()]
+    local = [*(folders := _model_folders()), *_model_files(folders)]
     return [*builtin_models(), *local, *published.offered(hub.PUBLISHED_MODELS, local)]
 
 
@@ -58,7 +58,8 @@ def tokenizer_names() -> list[str]:
 def local_models() -> dict[str, Source]:
     """Map the models in ComfyUI's folders to their files; a head whose other parts are missing stands alone."""
     found: dict[str, Source] = {}
-    for name, path in {**_model_files(), **_model_folders()}.items():
+    folders = _model_folders()
+    for name, path in {**_model_files(folders), **folders}.items():
         found[name] = path
         if path.is_file() and not _is_whole(path):
             with suppress(BitDanceError):
@@ -100,7 +101,7 @@ def model_source(name: str, download: bool = False, hub_name: str = HUGGINGFACE)
         return _downloaded(bare, model, download, hub_name)  # which verifies them again
     if bare in (folders := _model_folders()):
         return folders[bare]
-    if bare in (files := _model_files()):
+    if bare in (files := _model_files(folders)):
         path = files[bare]
         return path if _is_whole(path) else _set_of(path)
     if model:
@@ -169,14 +170,16 @@ def _model_folders() -> dict[str, Path]:
     return found
 
 
-def _model_files() -> dict[str, Path]:
-    """Find files that are a model: a whole one, an ImageNet model, or a head whose other parts are separate files."""
-    folders = _model_folders().values()
+def _model_files(folders: dict[str, Path]) -> dict[str, Path]:
+    """Find files that are a model: a whole one, an ImageNet model, or a head whose other parts are separate files.
+
+    Those in the `folders` that are models themselves are left out.
+    """
     found: dict[str, Path] = {}
     for key in (FOLDER, "diffusion_models", "checkpoints"):
         for name, path in weight_files(key).items():
             is_model = CLASS_MODEL in parts_of(path) or {HEAD, PROJECTOR} <= parts_of(path)
-            if is_model and not any(folder in path.parents for folder in folders):
+            if is_model and not any(folder in path.parents for folder in folders.values()):
                 found.setdefault(name, path)
     return found
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from browser import GRAPH, RENDERERS, open_page, open_workflow
-from paths import ROOT
+from paths import DATA, ROOT
 from shared_workflows import path_of
 
 pytestmark = pytest.mark.browser
@@ -76,6 +76,20 @@ def test_the_list_says_sizes_and_cards_and_the_name_is_chosen(opened):
     entries.filter(has_text="BitDance-14B-64x-fp8 · 18 GB download · cards from 12 GB").click()
     page.wait_for_function(f"{LOADER}.widgets[0].value === 'BitDance-14B-64x-fp8 (download)'")
     assert page.evaluate(f"{LOADER}.serialize().widgets_values[0]") == "BitDance-14B-64x-fp8 (download)"
+
+
+def test_a_refreshed_list_has_its_labels(opened, base):
+    page, renderer = opened
+    name = f"added {renderer}"
+    link = base / "models" / "bitdance" / name
+    link.symlink_to(DATA / "t2i_p16", target_is_directory=True)
+    try:
+        page.evaluate("window.app.refreshComboInNodes()")  # the key R
+        page.wait_for_function(f"{LOADER}.widgets[0].options.values.includes({json.dumps(name)})")
+        label = page.evaluate(f"{LOADER}.widgets[0].options.getOptionLabel({json.dumps(name)})")
+        assert label == f"{name} · 5.2 MB · cards from 8 GB"
+    finally:
+        link.unlink()
 
 
 @pytest.mark.parametrize("name", ["Text to Image", "Image to Image", "Inpaint"])
