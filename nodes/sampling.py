@@ -34,6 +34,7 @@ class BitDanceNextPatchSampler(io.ComfyNode):
                 "image generation",
                 "autoregressive",
                 *("文生图", "图生图", "局部重绘", "文生圖", "圖生圖", "局部重繪"),  # the page translates names only
+                *("画像生成", "インペイント"),
             ],
             inputs=[
                 io.Model.Input("model", tooltip="From Load BitDance Model."),

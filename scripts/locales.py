@@ -19,10 +19,11 @@ from in_process import import_pack
 FOLDER = ROOT / "locales"
 FILES = ("main", "nodeDefs")  # of those that ComfyUI reads
 MADE_FROM = "made_from.json"  # beside them: text -> the English that it was made from
-LANGUAGES = ("zh", "zh-TW")
-WITH_PAGES = ("zh",)  # have help pages and a README too
+LANGUAGES = ("zh", "zh-TW", "ja", "ko", "fr", "es", "de")
+WITH_PAGES = ("zh", "ja")  # have help pages and a README too
 ALIKE = {"BitDance", "LoRA", "cfg", "psnr", "ssim", "vae", "clip", "lora"}  # names, the same in every language
-SHARED: dict[str, set[str]] = {}  # words that a language shares with English
+# words that a language shares with English
+SHARED: dict[str, set[str]] = {"fr": {"bits", "image", "images", "latent", "options", "source"}, "es": {"bits"}}
 SIGNS = {"zh": "\u4e00-\u9fff", "zh-TW": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "ko": "\uac00-\ud7af"}
 # what a translation must keep
 KEPT = re.compile(r'`[^`]+`|"[^"]+"|\d+(?:[.x]\d+)*|\w+_\w+', re.ASCII)
@@ -115,6 +116,7 @@ def is_translated(source: str, text: str, language: str) -> bool:
 
 def lost(source: str, text: str) -> set[str]:
     """Return the numbers, names with underscores, `code` and "messages" that a translation lacks."""
+    text = re.sub(r"(?<=\d),(?=\d)", ".", text)  # French, German and Spanish write 0,5
     kept, its = ({" ".join(part.split()) for part in KEPT.findall(FENCE.sub("", t))} for t in (source, text))
     return {part for part in kept - its if part[0] != '"' or " " in part}
 

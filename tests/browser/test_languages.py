@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 SCREENSHOTS = os.environ.get("BITDANCE_SCREENSHOTS")  # a folder to leave pictures in; they need a font with the signs
 SAMPLER = "BitDanceNextPatchSampler"
 NODE = f"{GRAPH}.find(n => n.type === '{SAMPLER}')"
-WORDS = {"zh": ["文生图", "图生图", "局部重绘", "采样器"]}
+WORDS = {"zh": ["文生图", "图生图", "局部重绘", "采样器"], "ja": ["画像生成", "インペイント", "サンプラー"]}
 # where the mouse finds a widget that the canvas draws
 ON_CANVAS = """name => {
     const node = window.app.graph._nodes.find(n => n.type === 'BitDanceNextPatchSampler');

@@ -25,6 +25,13 @@ WORDS = {
         "states": ("关", "开"),
         "range": "{} 到 {}",
     },
+    "ja": {
+        "headings": ("入力", "出力"),
+        "types": ("整数", "数値", "テキスト", "スイッチ", "選択"),
+        "flags": ("必須", "任意", "高度"),
+        "states": ("オフ", "オン"),
+        "range": "{}～{}",
+    },
 }
 LARGE = {2**64 - 1: "2^64 - 1"}
 ASCII = str.maketrans({"，": ", ", "、": ", ", "：": ": ", "；": "; ", "（": " (", "）": ")"})
@@ -86,6 +93,14 @@ def test_the_pages_have_no_tables():
     """The page shows help in a panel 282 pixels wide."""
     pages = PAGES.rglob("*.md")
     assert [page for page in pages if re.search(r"^\|", page.read_text(encoding="utf-8"), re.MULTILINE)] == []
+
+
+def test_no_line_ends_between_two_signs():
+    """The page shows the end of a line as a space, which Chinese and Japanese do not have within a sentence."""
+    sign = "[\u3040-\u30ff\u4e00-\u9fff]"
+    pages = [*PAGES.glob("*/*.md"), *ROOT.glob("README.*.md")]
+    ends = {page: re.findall(rf".{{5}}{sign}\n *{sign}.{{5}}", page.read_text(encoding="utf-8")) for page in pages}
+    assert {page: found for page, found in ends.items() if found} == {}
 
 
 @every_language

@@ -57,6 +57,7 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
     assert faults(good | {"display_name": "Empty Bits"}) == {"untranslated": [name]}
     assert faults(good | {"display_name": "Some Bits"}) == {"untranslated": [name]}
     assert faults(good | {"description": "0，或与上面相同。"}) == {"incomplete": [description]}
+    assert locales.lost("0.5 of 7", "0,5 von 7") == set() and locales.lost("0.5 of 7", "0,7 von 7") == {"0.5"}
     locales.write(tmp_path / "en" / "nodeDefs.json", {"A": source["A"] | {"display_name": "No Bits"}})
     assert faults(good) == {"made from other English": [name]}
     locales.accept("zh", [name])
