@@ -97,8 +97,7 @@ class BitDanceTokenizerEncode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, image) -> io.NodeOutput:
         check_vae(vae)
-        if not image.isfinite().all():
-            raise BitDanceError("'image' has values that are not numbers (NaN or infinite); mend the node before it")
+        check_finite(image)
         bits = vae.encode(image[..., :3])
         return io.NodeOutput(BitGrid.from_bits(bits, vae.downscale_ratio))
 
@@ -224,3 +223,9 @@ def check_drawn(bits: BitGrid, name: str = "bits") -> None:
     """Raise BitDanceError if the input `name` is an empty canvas."""
     if bits.packed is None:
         raise BitDanceError(f"'{name}' is an empty canvas; draw on it with the Next-Patch Sampler first")
+
+
+def check_finite(image: Tensor) -> None:
+    """Raise BitDanceError for images that have values that are not numbers."""
+    if not image.isfinite().all():
+        raise BitDanceError("'image' has values that are not numbers (NaN or infinite); mend the node before it")

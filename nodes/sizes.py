@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..bitdance_core.errors import BitDanceError
 from ..bitdance_core.sampling.fit import POSITIONS, crop_to, pad_to
 from ..bitdance_core.sampling.sizes import ASPECTS, nearest_size, size_of_aspect
+from .bits import check_finite
 from .comfy.model import check_model
 from .comfy.outputs import to_output
 from .sockets import CATEGORY
@@ -72,6 +73,7 @@ class BitDanceFitSize(io.ComfyNode):
     @classmethod
     def execute(cls, model, image, mode, aspect_ratio, position, scale) -> io.NodeOutput:
         host = check_model(model)
+        check_finite(image)
         if mode == CROP and scale != 1:
             raise BitDanceError(f"scale is {scale}, but a cropped picture covers all of the new size; set mode to pad")
         aspect = image.shape[2] / image.shape[1]
@@ -85,6 +87,7 @@ class BitDanceFitSize(io.ComfyNode):
         else:
             fitted, mask = pad_to(image, size, host.autoencoder.downscale, position, scale)
         height, width = size
-        return io.NodeOutput(
-            to_output(fitted), to_output(mask), width, height, ui={"text": [f"{width}x{height} (width x height)"]}
-        )
+        text = f"{width}x{height} (width x height)"
+        if mode == PAD and not mask.any():
+            text += ": the picture fills it, nothing is new; choose another aspect_ratio, or a scale below 1"
+        return io.NodeOutput(to_output(fitted), to_output(mask), width, height, ui={"text": [text]})

@@ -67,8 +67,9 @@ def nearest_size(config: BitDanceConfig | ImageNetConfig, aspect: float) -> Size
         sides = math.sqrt(area / aspect), math.sqrt(area * aspect)
         return tuple(max(1, round(side / step)) * step for side in sides)
 
-    def distance(size: Size) -> tuple[float, float]:
-        return round(_apart(size, aspect), 6), abs(math.log(math.prod(size) / area))
+    def distance(size: Size) -> tuple[float, float, int]:
+        # last: of 1280x768 and 1536x640, both as far from 2:1, the plainer one
+        return round(_apart(size, aspect), 6), round(abs(math.log(math.prod(size) / area)), 6), max(size)
 
     return min(trained, key=distance)
 

@@ -25,6 +25,7 @@ def test_every_aspect_has_a_trained_size_near_it(config):
         assert abs(math.log(width / height * h / w)) < 0.2
         assert height * width > 900_000  # 14B-16x has 512x512, too: the default's area wins
     assert size_of_aspect(config, "1:1") == (1024, 1024) and size_of_aspect(config, "16:9") == (768, 1280)
+    assert size_of_aspect(config, "2:1") == size_of_aspect(config, "1:2")[::-1] == (768, 1280)  # the same turned
     assert size_of_aspect(config, "9:16") == (1280, 768) and size_of_aspect(config, "4:1") == (512, 2048)
 
 
