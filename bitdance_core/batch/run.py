@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     check_names(jobs)
     loras = tuple(Lora.parse(text).absolute() for text in args.lora or ())
     check_loras(model.model, loras)
-    model.loras += loras
+    model.taught += [lora.words() for lora in loras]
     say_unseen(model, jobs)
     out = args.out.absolute()
     with locked(out), ExitStack() as stack:

@@ -10,7 +10,8 @@ from typing import Any
 from ..errors import BitDanceError
 from .fields import read_field
 
-WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+ARTICLES = frozenset(("a", "an", "the"))  # that change nothing of what a prompt asks for
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,18 @@ class Vocabulary:
             raise BitDanceError(f"{source}: 'words' must be a list of words")
         return cls(frozenset(word.casefold() for word in words), read_field(config, "draws", str, source))
 
-    def unseen(self, texts: Iterable[str]) -> list[str]:
-        """List the words of prompts that the model was not trained on, each once; capitals and signs do not count."""
+    def unseen(self, texts: Iterable[str], taught: Iterable[str] = ()) -> list[str]:
+        """List the words of prompts that the model was not trained on, each once; `taught` are texts of its LoRAs.
+
+        Capitals, signs and articles do not count; "red-star" is known if its parts are.
+        """
+        known = self.words | ARTICLES | {word.casefold() for text in taught for word in WORD.findall(text)}
         found: dict[str, str] = {}
         for text in texts:
             for word in WORD.findall(text):
-                if word.casefold() not in self.words:
-                    found.setdefault(word.casefold(), word)
+                plain = word.casefold()
+                if plain not in known and not known.issuperset(plain.split("-")):
+                    found.setdefault(plain, word)
         return list(found.values())
 
 
@@ -50,8 +56,7 @@ def unseen_note(vocabulary: Vocabulary | None, texts: Iterable[str], taught: Ite
     """
     if vocabulary is None:
         return None
-    known = {word.casefold() for text in taught for word in WORD.findall(text)}
-    words = [word for word in vocabulary.unseen(texts) if word.casefold() not in known]
+    words = vocabulary.unseen(texts, taught)
     if not words:
         return None
     named = ", ".join(f'"{word}"' for word in words[:8]) + (" and others" if len(words) > 8 else "")

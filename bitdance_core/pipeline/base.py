@@ -61,7 +61,7 @@ class Pipeline:
         self.prompts = prompts
         self.cuda_graphs = cuda_graphs
         self.velocity = velocity
-        self.loras: list[Lora] = []  # that are merged into the weights
+        self.taught: list[str] = []  # words of the LoRAs that are merged into the weights
 
     def __call__(self, *args: Any, **kwargs: Any) -> GenerateOutput:
         """Draw as `generate` does, with its arguments."""
@@ -168,7 +168,7 @@ class Pipeline:
         lora = Lora(Path(path), strength)
         check_loras(self.model, [lora])
         merge_loras(self.model, [lora])
-        self.loras.append(lora)
+        self.taught.append(lora.words())
 
     def _draw(
         self,

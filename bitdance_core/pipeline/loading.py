@@ -58,7 +58,7 @@ def load(
     if compile_head:
         velocity = compiled_velocity(model.head, frozen=device.type == "cpu")
     pipe = kind(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, cuda_graphs, velocity)
-    pipe.loras += loras
+    pipe.taught += [lora.words() for lora in loras]
     return pipe
 
 

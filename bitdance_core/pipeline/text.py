@@ -163,7 +163,7 @@ class BitDancePipeline(Pipeline):
         """Say which words of prompts neither the model nor its LoRAs were trained on; None where there are none, and
         for a model that was trained on any words.
         """
-        return unseen_note(self.prompts.vocabulary, texts, [lora.words() for lora in self.loras])
+        return unseen_note(self.prompts.vocabulary, texts, self.taught)
 
     def subject(
         self, prompt: str | None, labels: list | None = None, num_images: int = 1, **settings: Any

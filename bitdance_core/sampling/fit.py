@@ -31,14 +31,15 @@ def pad_to(
     """Put images [n, H, W, 3] as a whole on a canvas of (height, width), `scale` times as large as fits.
 
     Returns [n, height, width, 3], in which the border's pixels go on into the new area, and a mask [n, height, width]
-    that is 1 there. The picture covers whole tokens of `step` pixels; at most half a token of it is cut off for that.
+    that is 1 there. The picture covers whole tokens of `step` pixels; each side is stretched by at most half of one for
+    that (a side that would be shorter than a token gets one), and nothing is cut off.
     """
     height, width = images.shape[1:3]
     fits = scale * min(size[0] / height, size[1] / width)
     inner = tuple(min(full, max(step, round(side * fits / step) * step)) for full, side in zip(size, (height, width)))
     room = size[0] - inner[0], size[1] - inner[1]
     top, left = (round(space * share / step) * step for space, share in zip(room, POSITIONS[position]))
-    picture = crop_to(images, inner).movedim(-1, 1)
+    picture = _resize(images, inner).movedim(-1, 1)
     around = (left, room[1] - left, top, room[0] - top)
     padded = F.pad(picture, around, mode="replicate").movedim(1, -1)
     mask = F.pad(torch.zeros(len(images), *inner, device=images.device), around, value=1.0)

@@ -77,7 +77,11 @@ def test_pad_masks_all_that_is_new_and_nothing_else(position, shape, size, scale
     fits = scale * min(size[0] / shape[0], size[1] / shape[1])
     assert abs((bottom - top) - shape[0] * fits) <= 8 and abs((right - left) - shape[1] * fits) <= 8
     picture = padded[0, top:bottom, left:right]
-    assert picture[:, 0, 0].mean() < 0.2 and picture[:, -1, 0].mean() > 0.8  # all of it
+    # all of it: its outermost columns and rows, each as wide as it was scaled
+    for axis, channel in ((1, 0), (0, 1)):
+        end = 0.6 / picture.shape[axis] + 0.01
+        first, last = picture.select(axis, 0)[:, channel].mean(), picture.select(axis, -1)[:, channel].mean()
+        assert first < end and last > 1 - end
     if right < size[1]:
         assert torch.equal(padded[:, :, right], padded[:, :, right - 1])  # the border goes on
     room = {"left": left, "right": size[1] - right, "top": top, "bottom": size[0] - bottom}

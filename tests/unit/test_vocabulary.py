@@ -30,7 +30,8 @@ PROMPT = "a large red star on a blue background"
         ("", []),
         ("a dragon's star, 3 dragons and A DRAGON's star", ["dragon's", "3", "dragons", "and"]),
         ("\u8d64\u3044\u661f, a star", ["\u8d64\u3044\u661f"]),
-        ("red-star", ["red-star"]),
+        ("The red-star on an blue_background", []),  # articles and signs
+        ("a red-dragon", ["red-dragon"]),
     ],
 )
 def test_unseen_words(prompt, unseen):
@@ -91,16 +92,29 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys):
     assert len(lines) == 1 and '"dragon"' in lines[0] and ".py" not in lines[0]
 
 
-def test_the_words_of_a_file_given_by_lora_are_taught(tmp_path, capsys):
-    weight = BitDancePipeline.from_pretrained("builtin").model.head.res_blocks[0].w1.weight
+def write_dragons(pipe, path):
+    """Write a LoRA file that changes nothing and says that it teaches dragons."""
+    weight = pipe.model.head.res_blocks[0].w1.weight
     tensors = {
         "head.res_blocks.0.w1.lora_A.weight": weight.new_zeros(1, weight.shape[1]),
         "head.res_blocks.0.w1.lora_B.weight": weight.new_zeros(weight.shape[0], 1),
     }
-    save_file(tensors, tmp_path / "x.safetensors", {"bitdance": json.dumps({"words": "a dragon on"})})
+    save_file(tensors, path, {"bitdance": json.dumps({"words": "a dragon on"})})
+
+
+def test_the_words_of_a_file_given_by_lora_are_taught(tmp_path, capsys):
+    write_dragons(BitDancePipeline.from_pretrained("builtin"), tmp_path / "x.safetensors")
     command = ["generate", "a dragon", "--steps", "1", "-o", str(tmp_path / "x.png")]
     assert main([*command, "--lora", str(tmp_path / "x.safetensors")]) == 0
     assert "not trained" not in capsys.readouterr().err
+
+
+def test_a_loras_words_are_known_when_its_file_is_gone(tmp_path):
+    pipe, file = BitDancePipeline.from_pretrained("builtin"), tmp_path / "x.safetensors"
+    write_dragons(pipe, file)
+    pipe.add_lora(file)
+    file.unlink()
+    assert pipe.unseen_note(["a red dragon"]) is None and '"cow"' in pipe.unseen_note(["a red cow"])
 
 
 def test_a_batch_says_it_once(tmp_path, capsys):
