@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from bitdance_core.checkpoints.files import read_json
@@ -45,6 +45,12 @@ HEAD_CONFIG = HeadConfig(
     time_shift=1.0,
     tokens_per_patch=TOKENS_PER_PATCH,
 )
+# what bitdance.json says of prompts with other words
+WORDS = sorted({word for picture in ALL_PICTURES for word in picture.prompt.split()})
+DRAWS = (
+    "a small or large circle, square, triangle or star on a plain background, each in red, green, blue, yellow, "
+    'purple, orange, white or black, such as "a large red star on a blue background"'
+)
 DEFAULTS = Defaults(default_size=SIZES[0], steps=25, guidance=3.0, trained_sizes=SIZES)
 
 
@@ -70,6 +76,7 @@ def model_config(prompts: PromptTokenizer) -> BitDanceConfig:
 def train_prompt_tokenizer() -> Tokenizer:
     """Train a byte-level BPE that can spell any text and has one token per word of the built-in model's prompts."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()  # "A Red Star" is a red star
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -97,7 +104,7 @@ def write_folder(folder: Path, tokenizer_json: Path, model: dict[str, Tensor], a
         "config.json": backbone.to_dict() | {"dtype": "float16"},
         "vision_head_config.json": head.to_dict(),
         "ae_config.json": AUTOENCODER_CONFIG.to_dict(),
-        "bitdance.json": {"name": "builtin", **dataclasses.asdict(DEFAULTS)},
+        "bitdance.json": {"name": "builtin", **dataclasses.asdict(DEFAULTS), "draws": DRAWS, "words": WORDS},
     }
     for name, config in configs.items():
         (folder / name).write_text(json.dumps(config, indent=2) + "\n")

@@ -21,6 +21,7 @@ from .guard import guard
 from .loaders import BitDanceLoadFiles, BitDanceLoadLora, BitDanceLoadModel, BitDanceLoadTokenizer
 from .metrics import BitDanceCompareImages
 from .sampling import BitDanceNextPatchSampler, BitDanceSamplingOptions
+from .sizes import BitDanceFitSize
 from .text import BitDancePrompt
 from .training import BitDanceTrainLora
 
@@ -40,6 +41,7 @@ NODES: list[type[io.ComfyNode]] = [
     BitDanceLoadLora,
     BitDanceSaveBits,
     BitDanceLoadBits,
+    BitDanceFitSize,
     BitDancePadBits,
     BitDanceVaryBits,
     BitDanceBlendBits,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..bitdance_core.bits.grid import BitGrid
 from ..bitdance_core.errors import BitDanceError
+from ..bitdance_core.sampling.sizes import ASPECTS
 from .comfy.outputs import show_note, to_latent_type, to_output
 from .comfy.vae import check_vae
 from .sockets import CATEGORY, Bits
@@ -19,6 +20,9 @@ from .sockets import CATEGORY, Bits
 EMPTY_STEPS = {4: 8, 16: 8, 3: 1, 64: 32, 128: 16}
 # channels that cells of other sizes have too: Stable Cascade (4 pixels, and 4 to 128), the 4x upscaler (4 pixels)
 UNSURE_CHANNELS = 4, 16
+
+
+CUSTOM = "custom"  # of the aspects: width and height decide
 
 
 class BitDanceEmptyBits(io.ComfyNode):
@@ -45,12 +49,27 @@ class BitDanceEmptyBits(io.ComfyNode):
             ]
             + [
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pictures to draw at once."),
+                io.Combo.Input(
+                    "aspect_ratio",
+                    options=[CUSTOM, *ASPECTS],
+                    default=CUSTOM,
+                    optional=True,  # older workflow files lack it
+                    tooltip="Width to height. The sampler draws at the model's nearest trained size and says which it "
+                    "is. custom: width and height decide.",
+                ),
             ],
             outputs=[Bits.Output("bits", tooltip="The canvas, for the Next-Patch Sampler.")],
         )
 
     @classmethod
-    def execute(cls, width, height, batch_size) -> io.NodeOutput:
+    def execute(cls, width, height, batch_size, aspect_ratio=CUSTOM) -> io.NodeOutput:
+        if aspect_ratio != CUSTOM:
+            if width or height:
+                raise BitDanceError(
+                    f"aspect_ratio is {aspect_ratio}, but width is {width} and height {height}; set both to 0, or "
+                    f"aspect_ratio to {CUSTOM}"
+                )
+            return io.NodeOutput(BitGrid(batch_size, 0, 0, aspect=aspect_ratio))
         if bool(width) != bool(height):
             raise BitDanceError(
                 f"width is {width} and height {height}; set both, or set both to 0 for the model's own size"

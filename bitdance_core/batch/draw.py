@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..checkpoints.locate import locate
 from ..checkpoints.lora_merge import Lora
 from ..errors import BitDanceError, is_out_of_memory
 from ..pipeline import Pipeline, load_pipeline
+from ..pipeline.text import UnseenWords
 from ..recipe import lora_names, make
 from ..version import __version__
 from .jobs import Job, contents
@@ -73,7 +75,9 @@ def draw_job(pipe: Pipeline, job: Job, settings: RunSettings) -> Outcome:
     """
     start = time.perf_counter()
     try:
-        images = pipe.generate(**job.arguments).images
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnseenWords)  # `run` has named them, once for all prompts
+            images = pipe.generate(**job.arguments).images
     except BitDanceError as error:
         return str(error)
     except (RuntimeError, MemoryError) as error:

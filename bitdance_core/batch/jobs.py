@@ -164,7 +164,7 @@ def plan(row: Row, args: argparse.Namespace, model: Pipeline) -> Job:
         if args.layout == "dpg" and (count > 4 or height != width):
             raise BitDanceError(
                 f"layout dpg takes up to four square pictures per prompt, "
-                f"found {count} of {height}x{width} (height x width)"
+                f"found {count} of {width}x{height} (width x height)"
             )
     except BitDanceError as error:
         raise row.refuse(error) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,8 +22,9 @@ from ..checkpoints.fingerprint import files_of, fingerprint
 from ..checkpoints.locate import builtin_models, locate
 from ..checkpoints.lora_merge import Lora, check_loras
 from ..errors import BitDanceError, whole_number
-from ..pipeline import outline
+from ..pipeline import BitDancePipeline, Pipeline, outline
 from ..pipeline.loading import choose
+from ..pipeline.text import UnseenWords
 from ..recipe import model_stamp
 from .draw import LocalProcess, Outcome, RunSettings
 from .jobs import Job, check_names, plan, read_rows
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     check_names(jobs)
     loras = tuple(Lora.parse(text).absolute() for text in args.lora or ())
     check_loras(model.model, loras)
+    model.taught += [lora.words() for lora in loras]
+    say_unseen(model, jobs)
     out = args.out.absolute()
     with locked(out), ExitStack() as stack:
         if args.ray is None:
@@ -62,6 +66,14 @@ def run(args: argparse.Namespace) -> None:
             f"{len(failed)} of {len(jobs)} prompts could not be drawn ({name}: {reason}); run it again to retry"
         )
     print(f"{out / MANIFEST} ({len(jobs)} prompts, {len(done)} of them drawn earlier)")
+
+
+def say_unseen(model: Pipeline, jobs: Sequence[Job]) -> None:
+    """Warn, once for all prompts, of words on which a model of few words was not trained."""
+    if isinstance(model, BitDancePipeline):
+        texts = [text for job in jobs for name in ("prompt", "negative_prompt") if (text := job.arguments.get(name))]
+        if note := model.unseen_note(texts):
+            warnings.warn(note, UnseenWords, stacklevel=2)
 
 
 def import_distributed():

@@ -37,6 +37,7 @@ class BitGrid:
     # each picture's number in a batch that it was taken from, which decides its noise (see `NoiseSource`); None: an
     # ordinary batch; not saved to files
     indices: tuple[int, ...] | None = None
+    aspect: str | None = None  # of an empty canvas of no size: one of `sampling.sizes.ASPECTS`, for the model to choose
 
     @classmethod
     def from_bits(cls, bits: Tensor, step: int | None, prompt: str = "") -> BitGrid:

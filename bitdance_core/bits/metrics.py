@@ -55,7 +55,7 @@ def ssim(a: Tensor, b: Tensor) -> list[float]:
     if min(a.shape[-2:]) < SSIM_WINDOW:
         raise BitDanceError(
             f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
-            f"found {a.shape[-2]}x{a.shape[-1]} (height x width)"
+            f"found {a.shape[-1]}x{a.shape[-2]} (width x height)"
         )
 
     def compare(a, b) -> float:

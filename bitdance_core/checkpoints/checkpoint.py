@@ -24,6 +24,7 @@ from ..model.prompt import PromptTokenizer
 from ..model.text_config import BackboneConfig, BitDanceConfig, Defaults, HeadConfig, identify
 from ..model.text_model import BitDance
 from ..model.tokenizer_config import AutoencoderConfig
+from ..model.vocabulary import Vocabulary
 from ..parts import CLASS_MODEL, HEAD, LANGUAGE_MODEL, PROJECTOR, TOKENIZER
 from .layouts import PARTS, Layout, check_parts, find_layout
 from .tensor_names import Component
@@ -141,7 +142,8 @@ def read_text_checkpoint(
             f"{where}: the model's tokenizer.json is missing; put it beside the language model's file, "
             "or convert the whole model with `python -m bitdance_core convert`, which stores it in the new file"
         )
-    prompts = PromptTokenizer(*found, backbone.max_positions)
+    vocabulary = Vocabulary.from_dict(*layout.configs["own"]) if "own" in layout.configs else None
+    prompts = PromptTokenizer(*found, backbone.max_positions, vocabulary)
     model = _check(where, backbone, head, autoencoder, prompts)
     if "own" in layout.configs:  # bitdance.json: the model's name, trained sizes and defaults
         data, where = layout.configs["own"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..errors import BitDanceError
 from ..model.class_model import ImageNetModel
 from ..model.text_model import BitDance
-from .files import check_exists
+from .files import check_exists, open_tensors
 from .lora_file import MAGNITUDES, PLAIN, LoraFile, read_lora, spellings
 
 PAIRS = {  # of the two factors of a change: down (rank, in), up (out, rank)
@@ -42,6 +43,14 @@ class Lora:
         if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
             raise BitDanceError(f"--lora {text}: the strength must be a number from -10 to 10, found '{number}'")
         return cls(Path(name), strength)
+
+    def words(self) -> str:
+        """Return the words that the file teaches, as our trainer wrote them into its header; "" for other files."""
+        with open_tensors(self.path) as file:
+            try:
+                return str(json.loads((file.metadata() or {})["bitdance"])["words"])
+            except (KeyError, TypeError, ValueError):
+                return ""
 
     def absolute(self) -> Lora:
         """Return the same with an absolute path, for processes with another working folder."""

@@ -104,7 +104,7 @@ def read_start(args: argparse.Namespace, plain: Pipeline) -> Start | None:
         shape = 1, image.height // step, image.width // step
         if not all(shape):
             raise BitDanceError(
-                f"--init: {args.init} is {image.height}x{image.width} (height x width), expected at least {step}x{step}"
+                f"--init: {args.init} is {image.width}x{image.height} (width x height), expected at least {step}x{step}"
             )
     start = Start(bits, image, shape, _sides(args.outpaint, plain))
     _check_size(start, option, args.allow_untrained_size, plain)
@@ -121,7 +121,7 @@ def _check_size(start: Start, option: str, allow_untrained_size: bool, plain: Pi
             make_grid(plain.config, plain.prompts, height, width, allow_untrained_size)
         elif (height, width) != plain.default_size:
             side = plain.default_size[0]
-            raise BitDanceError(f"{height}x{width} (height x width) is not the one size that it draws, {side}x{side}")
+            raise BitDanceError(f"{width}x{height} (width x height) is not the one size that it draws, {side}x{side}")
     except BitDanceError as error:
         raise BitDanceError(f"{option}: {error}") from error
 

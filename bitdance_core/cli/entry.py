@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import torch
 
 from ..errors import BitDanceError, is_out_of_memory
+from ..pipeline.text import UnseenWords
 from ..training import command as finetune
 from ..version import __version__
 from . import batch, generate, models, reconstruct
@@ -23,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            args.run(args)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BitDanceError as error:
@@ -43,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bitdance: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_) -> None:
+    """Print ours as one line, as errors are; others as Python does."""
+    ours = issubclass(category, UnseenWords)
+    text = f"bitdance: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
+    sys.stderr.write(text)
 
 
 def prepare_streams() -> None:

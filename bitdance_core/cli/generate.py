@@ -107,7 +107,7 @@ def subject_of(args: argparse.Namespace, plain: Pipeline, start: Start | None) -
     if start is not None:
         own = {name: tokens * step for name, tokens in zip(size, start.size)}
         if any(side not in (None, own[name]) for name, side in size.items()):
-            found = f"{own['height']}x{own['width']} (height x width)"
+            found = f"{own['width']}x{own['height']} (width x height)"
             raise BitDanceError(f"the picture to start from makes one of {found}; leave --height and --width out")
         size = own
     count = (start.grid[0] if start and not plain.unused else 1) if args.num_images is None else args.num_images

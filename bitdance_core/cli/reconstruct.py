@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
             image = to_rgb(file)
         if image.width < least or image.height < least:
             raise BitDanceError(
-                f"{path} is {image.height}x{image.width} (height x width), expected at least {least}x{least} pixels"
+                f"{path} is {image.width}x{image.height} (width x height), expected at least {least}x{least} pixels"
             )
         pixels = crop_to_tokens(to_pixels(image), step)
         bits = tokenizer.encode(pixels)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         save(result, target)
         per_pixel = metrics.bits_per_pixel(tokenizer.channels, step)
         figures += metrics.measure((pixels + 1) / 2, (to_pixels(result) + 1) / 2, per_pixel)
-        size = f"{result.height}x{result.width} (height x width)"
+        size = f"{result.width}x{result.height} (width x height)"
         count = f"{bits.numel()} bits ({math.ceil(bits.numel() / 8)} bytes)"
         print(f"{target}: {size}, {count}, {figures[-1]}", flush=True)
     if len(figures) > 1:

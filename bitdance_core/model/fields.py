@@ -27,7 +27,8 @@ def read_field(config: dict[str, Any], name: str, kind: type, source: str, most:
         return float(value)
     if kind not in (int, float) and type(value) is kind:
         return value
-    wanted = {int: f"a whole number from 1 to {most}", float: "a number above 0", dict: "an object", list: "a list"}
+    wanted = {int: f"a whole number from 1 to {most}", float: "a number above 0", dict: "an object", list: "a list",
+              str: "text"}  # fmt: skip
     raise BitDanceError(f"{source}: '{name}' must be {wanted.get(kind, 'true or false')}, found {str(value)[:40]}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ..errors import BitDanceError, is_panic
+from .vocabulary import Vocabulary
 
 # of a model whose configuration does not say how many positions it was trained for: Qwen3's; a longer prompt is
 # refused, by its bytes before it is tokenized
@@ -24,8 +25,16 @@ class PromptTokenizer:
     text.
     """
 
-    def __init__(self, data: dict[str, Any], source: str, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        data: dict[str, Any],
+        source: str,
+        max_tokens: int | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         """Read a parsed tokenizer.json; `source` is the file named in errors, `max_tokens` the model's positions.
+
+        `vocabulary` has the words that the model was trained on, if they are few.
 
         Raises BitDanceError if it is malformed or lacks BitDance's tokens.
         """
@@ -45,7 +54,7 @@ class PromptTokenizer:
         missing = [t for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>") if t not in self._special]
         if missing:
             raise BitDanceError(f"{source}: not a BitDance tokenizer; missing tokens: {', '.join(missing)}")
-        self.source, self.max_tokens = source, max_tokens or MAX_TOKENS
+        self.source, self.max_tokens, self.vocabulary = source, max_tokens or MAX_TOKENS, vocabulary
 
     def to_json(self) -> str:
         """Return the text of a tokenizer.json that reads back as this tokenizer."""

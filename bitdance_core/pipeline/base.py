@@ -61,6 +61,7 @@ class Pipeline:
         self.prompts = prompts
         self.cuda_graphs = cuda_graphs
         self.velocity = velocity
+        self.taught: list[str] = []  # words of the LoRAs that are merged into the weights
 
     def __call__(self, *args: Any, **kwargs: Any) -> GenerateOutput:
         """Draw as `generate` does, with its arguments."""
@@ -73,14 +74,14 @@ class Pipeline:
         int8 = ", layers in int8" if any(isinstance(module, Int8Linear) for module in self.model.modules()) else ""
         streamed = ", language model streamed" if isinstance(self._layers, StreamedLayers) else ""
         what = f"{self.config.family}: {count:,} parameters, {dtype} on {self.device}{int8}{streamed}"
-        sizes = f"draws {self._sizes()} pixels (height x width)"
+        sizes = f"draws {self._sizes()} pixels (width x height)"
         return f"{type(self).__name__}({what}, {sizes}, {self.tokenizer!r})"
 
     def _sizes(self) -> str:
         """Name the default size, and the others or their number."""
         sizes = getattr(self.config.defaults, "trained_sizes", None) or ()
-        others = [f"{h}x{w}" for h, w in sizes if (h, w) != self.default_size]
-        first = "{}x{}".format(*self.default_size)
+        others = [f"{w}x{h}" for h, w in sizes if (h, w) != self.default_size]
+        first = "{1}x{0}".format(*self.default_size)
         return ", ".join([first, *others]) if len(others) < 4 else f"{first} and {len(others)} other sizes of"
 
     @property
@@ -164,8 +165,10 @@ class Pipeline:
         """
         if isinstance(self._layers, StreamedLayers):
             raise BitDanceError("a LoRA file cannot be merged into streamed layers; leave offload out")
-        check_loras(self.model, [Lora(Path(path), strength)])
-        merge_loras(self.model, [Lora(Path(path), strength)])
+        lora = Lora(Path(path), strength)
+        check_loras(self.model, [lora])
+        merge_loras(self.model, [lora])
+        self.taught.append(lora.words())
 
     def _draw(
         self,

@@ -57,7 +57,9 @@ def load(
     velocity = None if triton_kernels else partial(head_velocity, model.head)
     if compile_head:
         velocity = compiled_velocity(model.head, frozen=device.type == "cpu")
-    return kind(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, cuda_graphs, velocity)
+    pipe = kind(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, cuda_graphs, velocity)
+    pipe.taught += [lora.words() for lora in loras]
+    return pipe
 
 
 def prepare(model: nn.Module, quantize: str | None) -> None:

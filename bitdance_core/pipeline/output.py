@@ -20,7 +20,7 @@ class GenerateOutput:
 
     def __repr__(self) -> str:
         width, height = self.images[0].size
-        return f"GenerateOutput({len(self.images)} of {height}x{width} pixels (height x width): .images, .bits)"
+        return f"GenerateOutput({len(self.images)} of {width}x{height} pixels (width x height): .images, .bits)"
 
     def _repr_png_(self) -> bytes:
         """Return the picture, or a sheet of several, for Jupyter."""

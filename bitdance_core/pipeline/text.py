@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..checkpoints.locate import Source, locate
 from ..errors import BitDanceError, Cancel, whole_number
 from ..model.attention import AttentionFn, attention
 from ..model.fields import Size
+from ..model.vocabulary import unseen_note
 from ..sampling.editing import THRESHOLD, make_edit, region_map, token_mask
 from ..sampling.flow import DEFAULT_SAMPLER
 from ..sampling.generate import Callback
@@ -23,6 +25,10 @@ from ..sampling.sizes import make_grid
 from .base import MAX_IMAGES, Pipeline
 from .loading import choose, load
 from .output import GenerateOutput
+
+
+class UnseenWords(UserWarning):
+    """A prompt has words on which a small model was not trained."""
 
 
 class BitDancePipeline(Pipeline):
@@ -88,7 +94,8 @@ class BitDancePipeline(Pipeline):
         draws without an unconditional branch. `callback(patch, patches, bits)` is called after each drawn patch with
         the grid so far (n, C, h, w): +-1, and 0 where nothing is drawn yet. `cancel()` is called before every network
         evaluation and stops the run with `Cancelled` when it returns True. `progress` shows a bar over the
-        patches; None: in notebooks only. Raises BitDanceError for invalid settings before any work.
+        patches; None: in notebooks only. Raises BitDanceError for invalid settings before any work, and warns
+        (UnseenWords) of words on which a model of few words was not trained.
 
         `settings` are the other arguments of `request`:
 
@@ -103,6 +110,9 @@ class BitDancePipeline(Pipeline):
         """
         size = {"height": height, "width": width, "num_images": num_images}
         request = self.check(seed, prompt=prompt, steps=steps, guidance=guidance, **size, **settings)
+        texts = [prompt, settings.get("negative_prompt") or "", *(text for text, _ in settings.get("regions") or ())]
+        if note := self.unseen_note(texts):
+            warnings.warn(note, UnseenWords, stacklevel=3)  # no_grad is between
         return self._draw(request, seed, callback, cancel, progress)
 
     def request(
@@ -149,6 +159,12 @@ class BitDancePipeline(Pipeline):
             branches.append(negative + opening)
         return Request(branches, grid, sampling, num_images, edit, region_map(covers, grid) if covers else None)
 
+    def unseen_note(self, texts: Iterable[str]) -> str | None:
+        """Say which words of prompts neither the model nor its LoRAs were trained on; None where there are none, and
+        for a model that was trained on any words.
+        """
+        return unseen_note(self.prompts.vocabulary, texts, self.taught)
+
     def subject(
         self, prompt: str | None, labels: list | None = None, num_images: int = 1, **settings: Any
     ) -> dict[str, Any]:
@@ -166,5 +182,5 @@ class BitDancePipeline(Pipeline):
         step = self.config.autoencoder.downscale
         size = bits.shape[2] * step, bits.shape[3] * step
         if height not in (None, size[0]) or width not in (None, size[1]):
-            raise BitDanceError(f"init_bits are of {size[0]}x{size[1]} pixels (height x width), not {height}x{width}")
+            raise BitDanceError(f"init_bits are of {size[1]}x{size[0]} pixels (width x height), not {width}x{height}")
         return size

@@ -148,12 +148,12 @@ def stamp_of(data: DataSet) -> str:
 
 def report(data: DataSet, checkpoint: TextCheckpoint | ClassCheckpoint, settings: Settings) -> str:
     """Describe what would be trained, for --check."""
-    buckets = ", ".join(f"{len(examples)} of {h}x{w}" for (h, w), examples in data.buckets().items())
+    buckets = ", ".join(f"{len(examples)} of {w}x{h}" for (h, w), examples in data.buckets().items())
     looks = settings.steps * settings.batch / len(data.examples)
     kind = "all weights" if settings.adapter == WHOLE else f"{settings.adapter} of rank {settings.rank}"
     lines = [
         f"model: {checkpoint.config.family}",
-        f"pictures: {len(data.examples)} ({buckets}; height x width)",
+        f"pictures: {len(data.examples)} ({buckets}; width x height)",
         f"first: {data.examples[0].path.name}: {data.examples[0].words}",
         f"words: {' '.join(common_words(data))}",
         f"training: {kind}, {settings.steps} steps of {settings.batch}, so {looks:.0f} looks at each picture, "

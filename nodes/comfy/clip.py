@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from torch import nn
 
 from ...bitdance_core.errors import BitDanceError
 from ...bitdance_core.model.prompt import PromptTokenizer, published_tokenizer
+from ...bitdance_core.model.vocabulary import unseen_note
 from .conditioning import IDS, NOTES, TEXT
+from .outputs import keep_note
 from .saving import TokenizerOnly
 
 # what nodes give to a tokenizer beside the text -> its words in a warning
@@ -47,10 +50,21 @@ class Tokenizer:
         if self.prompts is None:
             raise BitDanceError("this model draws ImageNet's classes, not prompts: use the ImageNet Class node")
         ids = self.prompts.conditional(text) if text.strip() else self.prompts.unconditional()
+        self._say_unseen(text)
         given = [name for name, value in kwargs.items() if value is not None and not _is_empty(value)]
         notes = list(dict.fromkeys(BESIDE[name] for name in given if name in BESIDE))
         tokens = [(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]
         return Tokens({"bitdance": [tokens], "text": text} | ({"notes": notes} if notes else {}))
+
+    def _say_unseen(self, text: str) -> None:
+        """Show on the running node, ours or a stock one, which words a model of few words was not trained on."""
+        if self.prompts.vocabulary is None:
+            return
+        note = unseen_note(self.prompts.vocabulary, [text])
+        if note:
+            note += "; a LoRA may have taught it more"
+            logging.info(f"[BitDance] {note}")
+        keep_note(note or "")
 
     def state_dict(self):
         return {}

@@ -19,7 +19,7 @@ from ...bitdance_core.sampling.generate import generate
 from ...bitdance_core.sampling.memory import check_request, request_bytes
 from ...bitdance_core.sampling.plan import Request
 from ...bitdance_core.sampling.settings import Sampling
-from ...bitdance_core.sampling.sizes import make_grid
+from ...bitdance_core.sampling.sizes import make_grid, size_of_aspect
 from .conditioning import read_classes, read_positive, read_prompt
 from .effects import compute_dtype, time_shift
 from .graphs import CHOICES, graphs_of
@@ -115,7 +115,10 @@ def draw(
     if bits.packed is not None:
         bits.check(autoencoder.downscale, autoencoder.bits, config.family)
     height, width = bits.size(autoencoder.downscale)
-    if (height, width) == (0, 0):
+    if bits.aspect is not None:
+        height, width = size_of_aspect(config, bits.aspect)
+        note(f"{bits.aspect}: {width}x{height} pixels (width x height)")
+    elif (height, width) == (0, 0):
         height, width = defaults.default_size
     if host.prompts is not None:
         grid = make_grid(config, host.prompts, height, width, allow_untrained_size)

@@ -6,7 +6,8 @@ import torch
 
 from bitdance_core.bits.grid import load_bits
 from builtin import pictures
-from graphs import PROMPT, Graph, load, sample, show
+from comfyui import error_of
+from graphs import PROMPT, Graph, images, load, sample, show, text_to_image
 
 CIRCLE = "a large red circle on a blue background"
 
@@ -119,6 +120,54 @@ def test_outpaint_continues_the_ground(run):
     pixels = np.asarray(image, float)
     new = np.concatenate((pixels[:, :32], pixels[:, 96:]), axis=1)
     assert (new[..., 2] - new[..., 0] > 80).mean() > 0.9
+
+
+def test_outpaint_a_picture_scaled_into_a_trained_size(run):
+    """From pixels: a picture of no trained size, small on its canvas; the ground goes on around it."""
+    graph = Graph()
+    loader, bits = start(graph)
+    image = graph.add("BitDanceTokenizerDecode", vae=loader[2], bits=bits[0])
+    odd = graph.add("ImageScale", image=image[0], upscale_method="area", width=100, height=110, crop="disabled")
+    settings = {"mode": "pad", "aspect_ratio": "2:1", "position": "center", "scale": 1.0}
+    fitted = graph.add("BitDanceFitSize", model=loader[0], image=odd[0], **settings)
+    encoded = graph.add("BitDanceTokenizerEncode", vae=loader[2], image=fitted[0])
+    show(graph, loader, sample(graph, loader[0], prompt(graph, loader, PROMPT)[0], encoded[0], mask=fitted[1]))
+    sides = graph.add("EmptyImage", width=fitted[2], height=fitted[3], batch_size=1, color=0)
+    graph.add("SaveImage", images=sides[0], filename_prefix="sides")
+    image, sides = run(graph)
+    assert image.size == sides.size == (128, 64)
+    pixels = np.asarray(image, float)
+    new = np.concatenate((pixels[:, :32], pixels[:, 96:]), axis=1)
+    assert (new[..., 2] - new[..., 0] > 80).mean() > 0.9  # blue
+    assert pictures.read(image.crop((32, 0, 96, 64))).colour == "red"
+
+
+def test_fit_refuses_what_it_cannot_do(server):
+    for settings, said in (
+        ({"mode": "crop", "aspect_ratio": "nearest", "scale": 0.5}, "set mode to pad"),
+        ({"mode": "pad", "aspect_ratio": "9:16", "scale": 1.0}, "no pictures of 9:16; it was trained on 64x64, 128x64"),
+    ):
+        graph = Graph()
+        loader, bits = start(graph)
+        image = graph.add("BitDanceTokenizerDecode", vae=loader[2], bits=bits[0])
+        fitted = graph.add("BitDanceFitSize", model=loader[0], image=image[0], position="center", **settings)
+        graph.add("PreviewImage", images=fitted[0])
+        assert said in error_of(server.wait(server.queue(graph)))
+
+
+def test_an_aspect_becomes_the_models_trained_size(server):
+    """The sampler says which; sides beside it and shapes that the model lacks are refused."""
+    graph = text_to_image(steps=1)
+    canvas = next(node for node in graph.values() if node["class_type"] == "BitDanceEmptyBits")["inputs"]
+    canvas |= {"width": 0, "height": 0, "aspect_ratio": "16:9"}
+    history = server.wait(server.queue(graph))
+    assert images(server.images(history))[0].size == (128, 64)
+    texts = [text for output in history["outputs"].values() for text in output.get("text", ())]
+    assert "16:9: 128x64 pixels (width x height)" in texts
+    canvas["aspect_ratio"] = "1:4"
+    assert "no pictures of 1:4" in error_of(server.wait(server.queue(graph)))
+    canvas |= {"aspect_ratio": "1:1", "width": 64, "height": 64}
+    assert "set both to 0" in error_of(server.wait(server.queue(graph)))
 
 
 def test_variations_look_alike_and_differ(run):

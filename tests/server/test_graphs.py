@@ -119,6 +119,19 @@ def test_progress_counts_evaluations_and_previews_grow(server):
     assert counts == sorted(set(counts)) and counts[-1] == 4
 
 
+def test_words_that_the_built_in_model_never_saw_are_said_on_the_node(server):
+    """On our node and on the stock one, and no longer once they are gone."""
+    for stock in (False, True):
+        for prompt, said in (("a Dragon on a blue background", True), (PROMPT, False)):
+            graph = text_to_image(prompt, steps=1, seed=13)
+            if stock:
+                graph["2"]["class_type"] = "CLIPTextEncode"
+            notes = [data for kind, data in listen(server, graph) if kind == "bitdance.note" and data["node"] == "2"]
+            assert len(notes) == 1 and ('not trained on "Dragon"; it draws' in notes[0]["text"]) == said
+            assert said or notes[0]["text"] == ""
+    assert 'not trained on "Dragon"' in server.log.read_text()
+
+
 def test_no_previews_where_the_user_wants_none(server):
     events = listen(server, text_to_image(seed=12), preview_method="none")
     assert not [kind for kind, _ in events if kind == "preview"]

@@ -32,6 +32,10 @@ IDS = {
         ["last_steps", "last_cfg", "guide_from", "guide_to", "noise_scale", "time_shift"],
         ["BITDANCE_OPTIONS"],
     ),
+    "BitDanceFitSize": (
+        ["model", "image", "mode", "aspect_ratio", "position", "scale"],
+        ["IMAGE", "MASK", "INT", "INT"],
+    ),
     "BitDancePadBits": (["model", "bits", "left", "top", "right", "bottom"], ["BITDANCE_BITS", "MASK"]),
     "BitDanceVaryBits": (["bits", "share", "seed"], ["BITDANCE_BITS"]),
     "BitDanceBlendBits": (["below", "above", "mask"], ["BITDANCE_BITS"]),

@@ -47,7 +47,7 @@ def test_info_and_reconstruct(tmp_path):
     result = run("reconstruct", tmp_path / "in.png", "--model", P16, "-o", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
-    assert line.startswith(f"{tmp_path / 'out.png'}: 20x28 (height x width), 560 bits (70 bytes), PSNR ")
+    assert line.startswith(f"{tmp_path / 'out.png'}: 28x20 (width x height), 560 bits (70 bytes), PSNR ")
     assert line.endswith(", 1 bits per pixel")
     image = np.asarray(Image.open(tmp_path / "out.png"), float)
     assert image.shape == (20, 28, 3)
@@ -97,7 +97,7 @@ def test_reconstruct_crops_as_the_nodes_do_and_keeps_the_old_file_on_a_full_disk
         (["a.png", "b.png"], "a.png/new", "a.png/new cannot be created"),
         (["a.png", "none.png"], "new", "none.png is missing"),
         (["a.png", "text.png"], "new", "text.png is not a readable picture"),
-        (["tiny.png"], "new.png", r"tiny.png is 40x11 \(height x width\), .*12x12 pixels"),
+        (["tiny.png"], "new.png", r"tiny.png is 11x40 \(width x height\), .*12x12 pixels"),
     ],
 )
 def test_what_cannot_be_reconstructed(names, out, words, tmp_path, capsys):

@@ -120,7 +120,7 @@ def test_a_class_model_redraws_too(tmp_path):
         (P16, ["--init", "none.png", "--denoise", "0.5"], r"none.png is missing"),
         (P16, ["--init", "init.png", "--mask", "none.png"], r"none.png is missing"),
         (P16, ["--init", "tiny.png", "--denoise", "0.5"], r"--init: \S*tiny.png is 3x3 .*expected at least 4x4"),
-        (P16, ["--init", "odd.png", "--denoise", "0.5"], r"--init: 28x44 \(height x width\) does not fit .* nearest: "),
+        (P16, ["--init", "odd.png", "--denoise", "0.5"], r"--init: 44x28 \(width x height\) does not fit .* nearest: "),
         (P16, ["--init", "init.png", "--denoise", "0.5", "--width", "32"], r"one of 32x48 .* leave --height and"),
         (P16, ["--init", "init.png", "--outpaint", "0", "0", "0", "0"], r"--outpaint takes pixels to add"),
         (P16, ["--init", "init.png", "--outpaint", "-1", "0", "0", "1"], r"--outpaint takes pixels to add"),

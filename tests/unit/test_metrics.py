@@ -86,7 +86,7 @@ def test_figures_and_their_means():
 @pytest.mark.parametrize(
     ("a", "b", "words"),
     [
-        ((3, 10, 30), (3, 10, 30), r"11x11 pixels, found 10x30 \(height x width\)"),
+        ((3, 10, 30), (3, 10, 30), r"11x11 pixels, found 30x10 \(width x height\)"),
         ((3, 16, 16), (3, 16, 17), r"found \("),
         ((1, 16, 16), (1, 16, 16), r"found \("),
         ((2, 3, 16, 16), (1, 3, 16, 16), r"found \("),

@@ -1,0 +1,124 @@
+"""Words on which a small model was not trained: said once, never an error, by the model's own list."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+from safetensors.torch import save_file
+
+import golden
+from batches import batch, write_lines
+from bitdance_core import BitDanceError, BitDancePipeline
+from bitdance_core.checkpoints.checkpoint import read_text_checkpoint
+from bitdance_core.checkpoints.convert import convert
+from bitdance_core.checkpoints.locate import ASSETS, locate
+from bitdance_core.cli import main
+from bitdance_core.model.vocabulary import Vocabulary, unseen_note
+from bitdance_core.pipeline.text import UnseenWords
+from builtin.pictures import ALL_PICTURES, read
+
+KNOWN = Vocabulary(frozenset("a large red star on blue background".split()), "stars")
+PROMPT = "a large red star on a blue background"
+
+
+@pytest.mark.parametrize(
+    "prompt, unseen",
+    [
+        (PROMPT, []),
+        ("A LARGE, Red star; on (a) \u201cblue\u201d background!", []),
+        ("", []),
+        ("a dragon's star, 3 dragons and A DRAGON's star", ["dragon's", "3", "dragons", "and"]),
+        ("\u8d64\u3044\u661f, a star", ["\u8d64\u3044\u661f"]),
+        ("The red-star on an blue_background", []),  # articles and signs
+        ("a red-dragon", ["red-dragon"]),
+    ],
+)
+def test_unseen_words(prompt, unseen):
+    assert KNOWN.unseen([prompt]) == unseen
+    note = unseen_note(KNOWN, [prompt])
+    assert (note is None) == (not unseen)
+    if note:
+        assert all(f'"{word}"' in note for word in unseen) and note.endswith("it draws stars")
+    assert unseen_note(None, [prompt]) is None  # a model of any words
+
+
+def test_words_of_a_lora_are_not_unseen():
+    assert unseen_note(KNOWN, ["a red dragon"], ["", "a dragon on"]) is None
+    assert '"dragon"' in unseen_note(KNOWN, ["a red dragon"], ["a diamond"])
+
+
+def test_the_built_in_model_knows_its_training_prompts():
+    pipe = BitDancePipeline.from_pretrained("builtin")
+    assert pipe.unseen_note([picture.prompt for picture in ALL_PICTURES]) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = pipe.generate("A Large RED Star on a Blue Background").images
+    assert read(images[0]).prompt == PROMPT  # capitals are small letters to it
+    with pytest.warns(UnseenWords, match='not trained on "dragon"; it draws .* such as'):
+        pipe.generate("a dragon", steps=1)
+    with pytest.warns(UnseenWords, match='"grass"'):
+        pipe.generate(PROMPT, steps=1, negative_prompt="grass")
+
+
+def test_the_words_go_along_into_every_layout(tmp_path):
+    own = read_text_checkpoint(ASSETS / "builtin").prompts.vocabulary
+    for format, path in (("official", tmp_path / "a"), ("single", tmp_path / "b.safetensors")):
+        convert(locate("builtin"), path, format=format)
+        assert own == read_text_checkpoint(path).prompts.vocabulary is not None
+    assert read_text_checkpoint(golden.DATA / "t2i_p16").prompts.vocabulary is None
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"words": "red"}, "'words' must be a list"),
+        ({"words": [1]}, "'words' must be a list of words"),
+        ({"draws": None}, "'draws' must be text"),
+    ],
+)
+def test_damaged_words_are_refused(tmp_path, change, message):
+    folder = shutil.copytree(ASSETS / "builtin", tmp_path / "model")
+    file = folder / "bitdance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(BitDanceError, match=message) as refusal:
+        read_text_checkpoint(folder)
+    assert str(file) in str(refusal.value)
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path, capsys):
+    assert main(["generate", "a dragon", "--steps", "1", "-o", str(tmp_path / "x.png")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bitdance:")]
+    assert len(lines) == 1 and '"dragon"' in lines[0] and ".py" not in lines[0]
+
+
+def write_dragons(pipe, path):
+    """Write a LoRA file that changes nothing and says that it teaches dragons."""
+    weight = pipe.model.head.res_blocks[0].w1.weight
+    tensors = {
+        "head.res_blocks.0.w1.lora_A.weight": weight.new_zeros(1, weight.shape[1]),
+        "head.res_blocks.0.w1.lora_B.weight": weight.new_zeros(weight.shape[0], 1),
+    }
+    save_file(tensors, path, {"bitdance": json.dumps({"words": "a dragon on"})})
+
+
+def test_the_words_of_a_file_given_by_lora_are_taught(tmp_path, capsys):
+    write_dragons(BitDancePipeline.from_pretrained("builtin"), tmp_path / "x.safetensors")
+    command = ["generate", "a dragon", "--steps", "1", "-o", str(tmp_path / "x.png")]
+    assert main([*command, "--lora", str(tmp_path / "x.safetensors")]) == 0
+    assert "not trained" not in capsys.readouterr().err
+
+
+def test_a_loras_words_are_known_when_its_file_is_gone(tmp_path):
+    pipe, file = BitDancePipeline.from_pretrained("builtin"), tmp_path / "x.safetensors"
+    write_dragons(pipe, file)
+    pipe.add_lora(file)
+    file.unlink()
+    assert pipe.unseen_note(["a red dragon"]) is None and '"cow"' in pipe.unseen_note(["a red cow"])
+
+
+def test_a_batch_says_it_once(tmp_path, capsys):
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a dragon"}, {"prompt": "a red dragon"}, {"prompt": "a cow"})
+    assert batch(prompts, tmp_path / "out", "--steps", 1) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "not trained" in line]
+    assert len(lines) == 1 and '"dragon", "cow"' in lines[0]
