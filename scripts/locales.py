@@ -23,7 +23,10 @@ LANGUAGES = ("zh", "zh-TW", "ja", "ko", "fr", "es", "de")
 WITH_PAGES = ("zh", "ja")  # have help pages and a README too
 ALIKE = {"BitDance", "LoRA", "cfg", "psnr", "ssim", "vae", "clip", "lora"}  # names, the same in every language
 # words that a language shares with English
-SHARED: dict[str, set[str]] = {"fr": {"bits", "image", "images", "latent", "options", "source"}, "es": {"bits"}}
+SHARED: dict[str, set[str]] = {
+    "fr": {"bits", "image", "images", "latent", "mode", "options", "position", "source"},
+    "es": {"bits"},
+}
 SIGNS = {"zh": "\u4e00-\u9fff", "zh-TW": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "ko": "\uac00-\ud7af"}
 # what a translation must keep
 KEPT = re.compile(r'`[^`]+`|"[^"]+"|\d+(?:[.x]\d+)*|\w+_\w+', re.ASCII)
