@@ -53,11 +53,11 @@ class Schedule:
         return self.batch // parts
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0: a linear rise, then half a cosine down to a tenth."""
+        """Return the learning rate of a step, counted from 0: a linear rise, then half a cosine down to 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / (self.warmup + 1)
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * (0.55 + 0.45 * math.cos(math.pi * done))
+        return self.lr * (0.5 + 0.5 * math.cos(math.pi * done))
 
     def differences(self, other: dict[str, object]) -> list[str]:
         """Describe what a stored run had otherwise: "lr 0.001 -> 0.01"."""
@@ -136,7 +136,7 @@ def defaults_for(config: BitDanceConfig | ImageNetConfig, is_whole: bool, pictur
     """
     width = config.width if isinstance(config, ImageNetConfig) else config.backbone.hidden_size
     if width < SMALL:
-        return {"steps": 400, "batch": 16, "lr": 3e-4 if is_whole else 2e-3, "times": 2, "warmup": 10}
+        return {"steps": 600, "batch": 16, "lr": 3e-4 if is_whole else 2e-3, "times": 2, "warmup": 10}
     # thirty looks at each picture, as far as that is neither too few steps nor too many
     steps = min(4000, max(500, 30 * pictures // 4))
     return {"steps": steps, "batch": 4, "lr": 1e-5 if is_whole else 1e-4, "times": 1, "warmup": 50}
