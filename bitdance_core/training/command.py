@@ -21,7 +21,7 @@ from .data import DataSet, Subjects, read_data
 from .encoded import FITS, BitsFolder
 from .others import common_words
 from .run_folder import RunFolder
-from .settings import ADAPTERS, QUANTIZED, TARGETS, WHOLE, Settings, defaults_for
+from .settings import ADAPTERS, OPTIMIZERS, QUANTIZED, TARGETS, WHOLE, Settings, defaults_for
 
 CACHE = ".bitdance-bits"  # in the folder of the pictures
 
@@ -69,6 +69,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> str:
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="split a step's pictures into N passes")
     parser.add_argument("--lr", type=float, help=f"learning rate ({own})")
     parser.add_argument("--warmup", type=int, help=f"steps in which the learning rate rises ({own})")
+    parser.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit: less memory, by bitsandbytes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same file (default: 0)")
     parser.add_argument("--flip", action="store_true", help="mirror every second picture, at random")
     parser.add_argument("--save-every", type=int, default=50, metavar="N", help="steps that a crash can cost at most")

@@ -15,16 +15,18 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available
+from accelerate.utils import is_tensorboard_available, parse_flag_from_env
 from tqdm import tqdm
 
 from ..checkpoints.locks import locked
 from ..errors import BitDanceError, format_bytes
 from .data import DataSet
+from .optimizer import check_optimizer
 from .run_folder import RunFolder
 from .settings import Schedule
 from .trainer import Figures, Trainer
 
+OTHER_KINDS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # of distribution, by accelerate, which are not supported
 SMOOTHING = 0.95  # of the loss that the progress bar shows
 
 
@@ -61,6 +63,7 @@ class Run:
         """Train to the end, or until it is stopped. Raises BitDanceError, and KeyboardInterrupt after a stop."""
         self.accelerator = self._accelerator()
         self.settings.split(self.accelerator.num_processes)
+        check_optimizer(self.settings.optimizer, self.accelerator.device)
         with ExitStack() as stack:
             if self.accelerator.is_main_process:
                 stack.enter_context(locked(self.folder.out))
@@ -76,6 +79,12 @@ class Run:
     def _accelerator(self) -> Accelerator:
         if self.device.type == "cuda" and self.device.index:
             torch.cuda.set_device(self.device)
+        for kind in OTHER_KINDS:  # accelerate would take processes of the CPU as if it were not set
+            if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):
+                raise BitDanceError(
+                    f"accelerate is set to {kind}, which splits a model among processes; here each has the whole model "
+                    "and a part of the pictures: choose multi-GPU in `accelerate config`; --quantize takes less memory"
+                )
         if self.args.log_with and not is_tensorboard_available():  # accelerate would go on without it
             raise BitDanceError("--log-with tensorboard needs tensorboard, which is missing: pip install tensorboard")
         return Accelerator(

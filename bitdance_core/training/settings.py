@@ -14,6 +14,8 @@ from ..model.tokenizer_config import AutoencoderConfig
 ADAPTERS = ("lora", "dora", "lokr", "loha")
 TARGETS = ("head", "backbone", "both")
 QUANTIZED = ("none", "int8", "fp8")
+ADAMW8BIT = "adamw8bit"
+OPTIMIZERS = ("adamw", ADAMW8BIT)
 WHOLE = "full"  # in place of an adapter: all weights are trained
 SMALL = 1024  # the width of a backbone below which a model learns fast, and forgets nothing that matters to it
 SMALL_TOKENIZER = 64  # the same for the first level of a tokenizer
@@ -29,6 +31,7 @@ class Schedule:
     seed: int = 0
     warmup: int = 10
     accumulate: int = 1  # passes that a step's pictures are split into, on each process
+    optimizer: str = "adamw"
     flip: bool = False
     dtype: str = "float32"
 

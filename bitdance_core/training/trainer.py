@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from ..errors import BitDanceError
 from .objective import Objective, Rows
+from .optimizer import make_optimizer
 from .order import order
-from .settings import Schedule
+from .settings import ADAMW8BIT, Schedule
 
 GRADIENT_NORM = 1.0
-BETAS, EPSILON = (0.9, 0.95), 1e-8
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of each parameter
 STEP_DRAWS = 1  # the stream of random numbers of steps; that of the order is 0
 
 
@@ -60,7 +59,7 @@ class Trainer:
         self.settings, self.source, self.accelerator = settings, source, accelerator
         self.part = settings.split(accelerator.num_processes)
         self.parameters, self.draw, self.figure = dict(parameters), objective.draw, objective.figure
-        optimizer = torch.optim.AdamW(list(parameters.values()), settings.lr, BETAS, EPSILON, weight_decay=0.0)
+        optimizer = make_optimizer(settings.optimizer, list(parameters.values()), settings.lr)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
 
     def run(self, first: int = 0, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Figures]:
@@ -102,17 +101,23 @@ class Trainer:
         return self.accelerator.reduce(torch.stack(figures).mean(0), "mean")
 
     def state(self) -> dict[str, Tensor]:
-        """Return the trained parameters and the optimizer's moments, by name."""
+        """Return the trained parameters and what the optimizer keeps of each, by name."""
         tensors = {f"parameter.{name}": parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             own = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{moment}.{name}": own[moment] for moment in MOMENTS if moment in own}
+            tensors |= {f"{kind}.{name}": kept for kind, kept in own.items() if kind != "step"}
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Go back to a state of `state()` after `step` steps."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"parameter.{name}"])
-                moments = {m: tensors[f"{m}.{name}"].to(parameter.device).clone() for m in MOMENTS}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+        kept: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(".")
+            kept[name][kind] = tensor
+        for name, parameter in self.parameters.items():
+            own = {kind: tensor.to(parameter.device).clone() for kind, tensor in kept[name].items()}
+            with torch.no_grad():
+                parameter.copy_(own.pop("parameter"))
+            # bitsandbytes counts in Python
+            count = step if self.settings.optimizer == ADAMW8BIT else torch.tensor(float(step))
+            self.optimizer.state[parameter] = {"step": count, **own}
