@@ -10,7 +10,7 @@ import pytest
 from browser import GRAPH, RECTANGLES, RENDERERS, fetch, open_page, open_workflow, run
 from builtin import pictures
 from graphs import Graph, draw, images, load
-from shared_workflows import EXPECTED, WORKFLOWS, overlapping, path_of
+from shared_workflows import EXPECTED, WORKFLOWS, overlapping, path_of, quick
 
 pytestmark = pytest.mark.browser
 
@@ -25,10 +25,10 @@ def opened(request, server):
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_opens_and_shows_its_picture(opened, name):
+def test_a_workflow_opens_and_shows_its_picture(opened, name, tmp_path):
     page, messages, renderer = opened
     before = len(messages)
-    open_workflow(page, path_of(name))
+    open_workflow(page, quick(name, tmp_path))
     page.wait_for_function(f"{GRAPH}.some(n => n.title === 'Read me')")
     unknown = f"{GRAPH}.filter(n => !n.constructor.nodeData && n.type !== 'MarkdownNote')"
     assert page.evaluate(f"{unknown}.map(n => n.type)") == []

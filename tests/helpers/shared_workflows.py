@@ -1,5 +1,6 @@
 """The workflow files that ship, and the prompts that their images must mean."""
 
+import json
 from pathlib import Path
 
 from graphs import PROMPT
@@ -16,6 +17,7 @@ EXPECTED = {
     "Bits as Files": [PROMPT],
     "Stock Nodes": [PROMPT],
     "ImageNet": [None] * 4,  # of random weights, which mean nothing
+    "Train a LoRA": [None] * 3,  # with the LoRA of a few steps and without, and the graph of the loss
 }
 WORKFLOWS = list(EXPECTED)
 
@@ -23,6 +25,19 @@ WORKFLOWS = list(EXPECTED)
 def path_of(name: str) -> Path:
     """Return the file of a workflow: "BitDance", its place in the order of use, and its name."""
     return FOLDER / f"BitDance {WORKFLOWS.index(name) + 1} {name}.json"
+
+
+def quick(name: str, folder: Path) -> Path:
+    """Return the file of a workflow; of one that trains for minutes, a copy in `folder` that takes 2 steps of 4."""
+    workflow = json.loads(path_of(name).read_text(encoding="utf-8"))
+    trainers = [node["widgets_values"] for node in workflow["nodes"] if node["type"] == "BitDanceTrainLora"]
+    if not trainers:
+        return path_of(name)
+    for values in trainers:
+        values[0], values[3] = 2, 4  # steps, batch_size
+    copy = folder / path_of(name).name
+    copy.write_text(json.dumps(workflow), encoding="utf-8")
+    return copy
 
 
 def overlapping(rectangles) -> list[tuple[str, str]]:
