@@ -16,6 +16,7 @@ from bitdance_core import BitDancePipeline, ImageNetPipeline
 from bitdance_core.checkpoints.locate import ASSETS
 from bitdance_core.cli import main
 from bitdance_core.training.command import import_part
+from bitdance_core.training.settings import Settings
 from builtin.eval_finetuning import colour_pairs, write_pictures
 from golden_classes import DATA as CLASSES
 from paths import ROOT
@@ -140,6 +141,12 @@ def test_a_run_is_not_resumed_with_other_pictures(data, tmp_path, capsys):
     process.wait()
     (own / "000.txt").write_text("another caption")
     assert "another pictures" in error_of(capsys, own, "--out", out, *QUICK, "--steps", "400", "--resume")
+
+
+def test_the_learning_rate_rises_and_falls_to_0():
+    rates = [Settings(steps=100, batch=1, lr=2.0, warmup=9).rate(step) for step in range(100)]
+    assert rates[0] == 0.2 and rates[9] == 2.0 and 0 < rates[99] < 0.002
+    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
 
 
 def test_passes_that_share_a_steps_pictures_give_the_same(data, whole, tmp_path):
