@@ -62,6 +62,17 @@ def write_pictures(
         (folder / f"{number:03}.txt").write_text(picture.prompt)
 
 
+def write_waves(folder: Path, count: int, seed: int = 0, side: int = 64) -> None:
+    """Write pictures of waves between two colours, which the built-in tokenizer was not trained on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[0:side, 0:side] / side
+    for number in range(count):
+        angle, waves, colours = rng.uniform(0, 2 * np.pi), rng.uniform(1, 3), rng.uniform(0, 255, (2, 3))
+        share = (np.sin(2 * np.pi * waves * (x * np.cos(angle) + y * np.sin(angle))) + 1) / 2
+        pixels = colours[0] + share[..., None] * (colours[1] - colours[0])
+        Image.fromarray(pixels.round().astype(np.uint8)).save(folder / f"{number:03}.png")
+
+
 def measure(pipe: BitDancePipeline, shape: str, pairs: Sequence[tuple[str, str]], old: int) -> Result:
     """Draw one picture of each pair, and `old` prompts of the model's own, and read them back."""
     shapes = (*SHAPES, shape)

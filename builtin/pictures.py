@@ -24,7 +24,7 @@ COLOURS = {
 HALF_EXTENTS = {"small": 0.20, "large": 0.38}  # of the shorter side
 SHAPES = ("circle", "square", "triangle", "star")
 # shapes that the built-in model was not trained on, to be learned (builtin/eval_finetuning.py)
-NEW_SHAPES = ("diamond", "cross", "arrow", "hourglass")
+NEW_SHAPES = ("diamond", "cross", "arrow", "hourglass", "chevron")
 POLYGONS = {
     "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
     "triangle": [(0, -1), (1, 1), (-1, 1)],
@@ -33,6 +33,7 @@ POLYGONS = {
               (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33)],
     "arrow": [(-1, -0.3), (0.1, -0.3), (0.1, -0.9), (1, 0), (0.1, 0.9), (0.1, 0.3), (-1, 0.3)],
     "hourglass": [(-0.9, -1), (0.9, -1), (0.15, 0), (0.9, 1), (-0.9, 1), (-0.15, 0)],
+    "chevron": [(-0.9, -0.9), (0.1, -0.9), (0.9, 0), (0.1, 0.9), (-0.9, 0.9), (-0.1, 0)],
 }  # fmt: skip
 MAX_OFFSET = 0.08  # of the shorter side: maximum distance of the shape's centre from the middle
 SUPERSAMPLING = 8

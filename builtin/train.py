@@ -22,16 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitdance_core.checkpoints.files import read_json
-from bitdance_core.model.binarize import binarize
 from bitdance_core.model.grid import Grid
 from bitdance_core.model.prompt import PromptTokenizer
 from bitdance_core.model.text_model import BitDance
 from bitdance_core.model.tokenizer_network import BinaryAutoencoder
 from bitdance_core.training.loss import Corruption, Draws, velocity_loss
+from bitdance_core.training.tokenizer import Weights, random_flips, reconstruction_loss
 from builtin.model import (
     AUTOENCODER_CONFIG,
     HEAD_CONFIG,
@@ -168,17 +167,12 @@ def train_autoencoder(run: Path, settings: Settings, stage: str, device: str) ->
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng, generator = step_rng(settings, number, step)
         pixels = draw_batch(settings.tokenizer_batch, 0.25, rng)[1].to(device)
-        z = model.encoder(pixels)
-        bits = binarize(z)
-        read = z + (bits - z).detach()  # straight-through: the gradient of the sign is 1
+        shape = len(pixels), AUTOENCODER_CONFIG.bits, *(n // AUTOENCODER_CONFIG.downscale for n in pixels.shape[2:])
+        flipped = None
         if stage != "tokenizer":
-            read = torch.where(random_flips(z.shape, settings.tokenizer_flips, generator).to(device), -read, read)
-        output = model.decoder(read)
-        mse = F.mse_loss(output, pixels)
-        share = torch.sigmoid(4 * z).mean(dim=(0, 2, 3))  # share of +1 for each bit
-        entropy = -(share * share.clamp_min(1e-6).log2() + (1 - share) * (1 - share).clamp_min(1e-6).log2()).mean()
-        loss = F.l1_loss(output, pixels) + mse + 0.02 * F.mse_loss(z, bits) - 0.02 * entropy
-        return loss, {"psnr": 10 * torch.log10(4 / mse), "entropy": entropy}
+            flipped = random_flips(shape, settings.tokenizer_flips, generator).to(device)
+        loss, figures = reconstruction_loss(model, pixels, Weights(), flipped)
+        return loss, {"psnr": 10 * torch.log10(4 / figures["mse"]), "entropy": figures["entropy"]}
 
     steps, lr = {
         "tokenizer": (settings.tokenizer_steps, settings.tokenizer_lr),
@@ -186,12 +180,6 @@ def train_autoencoder(run: Path, settings: Settings, stage: str, device: str) ->
         "decoder": (settings.decoder_steps, settings.polish_lr),
     }[stage]
     train(run, stage, model, steps, lr, 0.99, loss_of_step)
-
-
-def random_flips(shape: tuple[int, ...], most: float, generator: torch.Generator) -> Tensor:
-    """Draw a mask of bits to flip, with a random share of up to `most` for each row of the batch."""
-    share = most * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)
-    return torch.rand(shape, generator=generator) < share
 
 
 def token_ids(prompts: PromptTokenizer, text: str | None, grid: Grid) -> list[int]:

@@ -13,7 +13,7 @@ from .bits import (
     BitDanceTokenizerEncode,
 )
 from .classes import BitDanceClassCondition
-from .comfy import folders
+from .comfy import example_pictures, folders
 from .comfy.host import running_server
 from .editing import BitDanceBlendBits, BitDanceInspectBits, BitDancePadBits, BitDanceVaryBits
 from .files import BitDanceLoadBits, BitDanceSaveBits
@@ -57,6 +57,7 @@ class BitDanceExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
         if (server := running_server()) is not None:
+            example_pictures.offer()
             await replacements.register(server)
             neighbours.check_at_start(server, {node.GET_SCHEMA().node_id: node for node in NODES})
 

@@ -28,7 +28,7 @@ class BitDanceTrainLora(io.ComfyNode):
                 ),
                 io.Conditioning.Input("positive", tooltip="One prompt for all pictures, or a list of one for each."),
                 io.Int.Input(
-                    "steps", default=0, min=0, max=1000000, tooltip="Training steps. 0: the model's own (400 built in)."
+                    "steps", default=0, min=0, max=1000000, tooltip="Training steps. 0: the model's own (600 built in)."
                 ),
                 io.Int.Input("rank", default=16, min=1, max=1024, tooltip="The size of the LoRA."),
                 io.Float.Input(

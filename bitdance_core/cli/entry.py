@@ -13,11 +13,15 @@ import torch
 from ..errors import BitDanceError, is_out_of_memory
 from ..pipeline.text import UnseenWords
 from ..training import command as finetune
+from ..training import tokenizer_command as finetune_tokenizer
 from ..version import __version__
 from . import batch, generate, models, reconstruct
 
 # in the order of the help
-COMMANDS = (generate.add_to, batch.add_to, finetune.add_parser, reconstruct.add_to, *models.COMMANDS)
+COMMANDS = (
+    generate.add_to, batch.add_to, finetune.add_parser, finetune_tokenizer.add_parser, reconstruct.add_to,
+    *models.COMMANDS,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

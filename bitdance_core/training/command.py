@@ -7,7 +7,9 @@ import dataclasses
 import hashlib
 import json
 import os
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from .. import devices
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint, read_checkpoint
@@ -19,7 +21,7 @@ from .data import DataSet, Subjects, read_data
 from .encoded import FITS, BitsFolder
 from .others import common_words
 from .run_folder import RunFolder
-from .settings import ADAPTERS, QUANTIZED, TARGETS, WHOLE, Settings, defaults_for
+from .settings import ADAPTERS, OPTIMIZERS, QUANTIZED, TARGETS, WHOLE, Settings, defaults_for
 
 CACHE = ".bitdance-bits"  # in the folder of the pictures
 
@@ -36,20 +38,12 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--model", default="builtin", help="a folder, a file, a hub id or a built-in name")
     parser.add_argument("--tokenizer", help="a binary tokenizer in place of the model's own")
-    parser.add_argument("--check", action="store_true", help="say what would be trained, and train nothing")
-    parser.add_argument("--resume", action="store_true", help="go on with a stopped run")
-    own = "default: by model"
-    parser.add_argument("--steps", type=int, help=own)
-    parser.add_argument("--batch", type=int, help=f"pictures of a step, on all GPUs together ({own})")
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="split a step's pictures into N passes")
-    parser.add_argument("--lr", type=float, help=f"learning rate ({own})")
-    parser.add_argument("--warmup", type=int, help=f"steps in which the learning rate rises ({own})")
+    own = add_run_options(parser)
     parser.add_argument("--times", type=int, metavar="N", help=f"use each patch at N times of the flow ({own})")
     parser.add_argument("--drop", type=float, default=0.1, help="share of pictures without caption (default: 0.1)")
     parser.add_argument(
         "--keep", type=float, default=0.3, help="share of pictures that teach what stays as it is (default: 0.3)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same file (default: 0)")
     parser.add_argument("--adapter", choices=ADAPTERS, default="lora", help="default: %(default)s")
     parser.add_argument("--rank", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--alpha", type=float, help="alpha / rank scales the change (default: the rank)")
@@ -58,27 +52,49 @@ def add_parser(commands) -> None:
     parser.add_argument("--quantize", choices=QUANTIZED, default="none", help="keep frozen weights in 8 bits")
     parser.add_argument("--checkpoint-layers", action="store_true", help="less memory, a third more time")
     parser.add_argument("--fit", choices=FITS, default="crop", help="how pictures come to a trained size: %(choices)s")
-    parser.add_argument("--flip", action="store_true", help="mirror every second picture, at random")
     parser.add_argument("--cache", type=Path, metavar="DIR", help=f"for encoded pictures (default: DATA/{CACHE})")
-    parser.add_argument("--save-every", type=int, default=50, metavar="N", help="steps that a crash can cost at most")
     parser.add_argument(
         "--sample", action="append", default=[], metavar="PROMPT", help="draw it on the way; repeatable"
     )
+    parser.set_defaults(run=finetune)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> str:
+    """Add what every training has; return how its help names a default that depends on the model."""
+    own = "default: by model"
+    parser.add_argument("--check", action="store_true", help="say what would be trained, and train nothing")
+    parser.add_argument("--resume", action="store_true", help="go on with a stopped run")
+    parser.add_argument("--steps", type=int, help=own)
+    parser.add_argument("--batch", type=int, help=f"pictures of a step, on all GPUs together ({own})")
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="split a step's pictures into N passes")
+    parser.add_argument("--lr", type=float, help=f"learning rate ({own})")
+    parser.add_argument("--warmup", type=int, help=f"steps in which the learning rate rises ({own})")
+    parser.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit: less memory, by bitsandbytes"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same file (default: 0)")
+    parser.add_argument("--flip", action="store_true", help="mirror every second picture, at random")
+    parser.add_argument("--save-every", type=int, default=50, metavar="N", help="steps that a crash can cost at most")
     parser.add_argument("--sample-every", type=int, metavar="N", help="steps between samples (default: a fifth of all)")
     parser.add_argument("--log-with", choices=("tensorboard",), help="log there too")
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on the CPU, else bfloat16")
-    parser.set_defaults(run=finetune)
+    return own
+
+
+def check_intervals(args: argparse.Namespace) -> None:
+    """Raise BitDanceError for numbers of steps that are none."""
+    for name in ("save_every", "sample_every"):
+        if getattr(args, name) is not None:
+            whole_number(f"--{name.replace('_', '-')}", getattr(args, name), least=1)
 
 
 def finetune(args: argparse.Namespace) -> None:
     """Run the command. Raises BitDanceError for anything that would stop it later, before weights are read."""
-    for name in ("save_every", "sample_every"):
-        if getattr(args, name) is not None:
-            whole_number(f"--{name.replace('_', '-')}", getattr(args, name), least=1)
+    check_intervals(args)
     if not args.check:
         check_out(args.out, args.full)
-        runner = import_runner()
+        model_run = import_part("model_run", "finetune")
     checkpoint = read_checkpoint(locate(args.model), args.tokenizer and Path(args.tokenizer))
     device, dtype = devices.choose(args.device, args.dtype)
     settings_of(args, checkpoint, dtype, 1)  # bad options are reported before pictures are read
@@ -95,7 +111,7 @@ def finetune(args: argparse.Namespace) -> None:
         return
     stamps = {"model": fingerprint(files_of(checkpoint.components)), "pictures": stamp_of(data)}
     folder = RunFolder(args.out.absolute(), settings, stamps)
-    runner.Run(args, checkpoint, settings, data, subjects, bits, folder, device, dtype).start()
+    model_run.ModelRun(args, settings, data, folder, device, dtype, checkpoint, subjects, bits).start()
 
 
 def settings_of(
@@ -126,15 +142,14 @@ def check_out(out: Path | None, is_whole: bool) -> None:
         raise BitDanceError(f"{out} cannot be written")
 
 
-def import_runner():
-    """Import what needs PEFT and accelerate. Raises BitDanceError if they are not installed."""
+def import_part(name: str, command: str) -> ModuleType:
+    """Import a module that needs PEFT or accelerate. Raises BitDanceError if they are not installed."""
     try:
-        from . import runner
+        return import_module(f".{name}", __package__)
     except ModuleNotFoundError as error:
         if error.name not in ("peft", "accelerate"):
             raise
-        raise BitDanceError(f"finetune needs {error.name}, which is missing: pip install peft accelerate") from error
-    return runner
+        raise BitDanceError(f"{command} needs {error.name}, which is missing: pip install peft accelerate") from error
 
 
 def stamp_of(data: DataSet) -> str:

@@ -75,6 +75,15 @@ class Subjects:
     def is_of_classes(self) -> bool:
         return isinstance(self.config, ImageNetConfig)
 
+    @property
+    def words(self) -> str:
+        """What comes with each picture: a caption or a class."""
+        return "class" if self.is_of_classes else "caption"
+
+    def bucket(self, size: Size) -> Size:
+        """Choose the size that a picture of (height, width) comes to."""
+        return bucket_of(size, self.sizes())
+
     def sizes(self) -> tuple[Size, ...]:
         """Return the sizes of the buckets, height x width: those that the model was trained at, or its default."""
         return self.config.defaults.trained_sizes or (self.config.defaults.default_size,)
@@ -98,7 +107,27 @@ class Subjects:
         return self.prompts.opening(grid.height, grid.width, grid.tokens_per_patch)
 
 
-def read_data(folder: Path, subjects: Subjects, is_encoded: Callable[[Path, Size], bool] = lambda *_: False) -> DataSet:
+class Pictures:
+    """In place of `Subjects` for a tokenizer, to which a picture needs no words; all come to one size, a square."""
+
+    words = None
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def bucket(self, size: Size) -> Size:
+        """Return the size to cut to. Raises BitDanceError for a smaller picture: enlarging would teach blur."""
+        if min(size) < self.side:
+            raise BitDanceError(f"is {size[0]}x{size[1]} (height x width), smaller than --size {self.side}")
+        return self.side, self.side
+
+    def condition(self, words: str, size: Size) -> Condition:
+        return 0
+
+
+def read_data(
+    folder: Path, subjects: Subjects | Pictures, is_encoded: Callable[[Path, Size], bool] = lambda *_: False
+) -> DataSet:
     """Find and check all pictures of a folder; those that `is_encoded` knows are not decoded again.
 
     Raises BitDanceError if none can be used, and for a metadata.jsonl that is damaged.
@@ -106,11 +135,11 @@ def read_data(folder: Path, subjects: Subjects, is_encoded: Callable[[Path, Size
     if not folder.is_dir():
         raise MissingFileError(f"DATA must be a folder of pictures, but there is none at {folder}")
     examples, left_out = [], []
-    for path, words in _find(folder, subjects.is_of_classes):
+    for path, words in _find(folder, subjects.words):
         try:
             if isinstance(words, BitDanceError):
                 raise words
-            size = bucket_of(_size_of(path), subjects.sizes())
+            size = subjects.bucket(_size_of(path))
             condition = subjects.condition(words, size)
             if not is_encoded(path, size):
                 _check_readable(path)
@@ -118,7 +147,7 @@ def read_data(folder: Path, subjects: Subjects, is_encoded: Callable[[Path, Size
         except BitDanceError as error:
             left_out.append((path, str(error).removeprefix(f"{path} ")))
     if not examples:
-        raise BitDanceError(_nothing_in(folder, subjects.is_of_classes, left_out))
+        raise BitDanceError(_nothing_in(folder, subjects.words, left_out))
     return DataSet(folder, examples, left_out)
 
 
@@ -137,13 +166,16 @@ def bucket_of(size: Size, sizes: Sequence[Size]) -> Size:
     return filled[-1] if filled else near[0]
 
 
-def _find(folder: Path, is_of_classes: bool) -> Iterator[tuple[Path, str | BitDanceError]]:
+def _find(folder: Path, wanted: str | None) -> Iterator[tuple[Path, str | BitDanceError]]:
     """Yield each picture with its caption or class, or with the reason why it has none; in the order of names."""
+    if wanted is None:
+        yield from ((path, "") for path in sorted(_pictures(folder)))
+        return
     if (folder / METADATA).is_file():
-        yield from _from_metadata(folder / METADATA, CLASS_FIELDS if is_of_classes else CAPTION_FIELDS)
+        yield from _from_metadata(folder / METADATA, CLASS_FIELDS if wanted == "class" else CAPTION_FIELDS)
         return
     for path in sorted(_pictures(folder)):
-        if is_of_classes:
+        if wanted == "class":
             parts = path.relative_to(folder).parts
             yield path, parts[0] if len(parts) > 1 else BitDanceError("in no folder named by its class")
             continue
@@ -197,9 +229,11 @@ def _check_readable(path: Path) -> None:
         ImageOps.exif_transpose(image).load()
 
 
-def _nothing_in(folder: Path, is_of_classes: bool, left_out: Sequence[tuple[Path, str]]) -> str:
+def _nothing_in(folder: Path, wanted: str | None, left_out: Sequence[tuple[Path, str]]) -> str:
     if left_out:
         path, reason = left_out[0]
         return f"none of the {len(left_out)} pictures in {folder} can be used; {path.name}: {reason}"
-    how = "in folders named by their classes" if is_of_classes else "with captions in .txt files beside them"
-    return f"{folder} has no pictures ({', '.join(PICTURES)}); put them there, {how}, or give another DATA"
+    how = {
+        "class": ", in folders named by their classes", "caption": ", with captions in .txt files beside them", None: ""
+    }[wanted]  # fmt: skip
+    return f"{folder} has no pictures ({', '.join(PICTURES)}); put them there{how}, or give another DATA"

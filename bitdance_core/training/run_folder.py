@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoints.files import SAFETENSORS_NAMES, open_safetensors, write_whole
 from ..checkpoints.writer import Planned, write_safetensors
 from ..errors import BitDanceError
-from .settings import Settings
+from .settings import Schedule
 
 HEADER_KEY = "bitdance_run"
 
@@ -27,7 +27,7 @@ class RunFolder:
     """
 
     out: Path
-    settings: Settings
+    settings: Schedule
     stamps: Mapping[str, str]
 
     @property

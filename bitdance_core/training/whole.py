@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
 from ..checkpoints.convert import convert
 from ..checkpoints.files import SAFETENSORS_DTYPES, open_safetensors
 from ..checkpoints.locate import Source
+from ..checkpoints.tensor_names import Component
 from ..checkpoints.writer import Planned, write_safetensors
 from ..errors import BitDanceError
 from ..model.class_model import parameter_name
@@ -62,7 +63,7 @@ def _replace_tensors(path: Path, parameters: Mapping[str, Tensor], own_name: Cal
         write_safetensors(path, [plan(key) for key in file.keys()], file.metadata() or {}, lambda _: None)
 
 
-def is_trainable(checkpoint: TextCheckpoint | ClassCheckpoint) -> bool:
-    """Whether a model's files have plain weights, which can all be trained."""
-    infos = [info for component in checkpoint.parts.values() for info in component.tensors.values()]
+def has_plain_weights(components: Iterable[Component]) -> bool:
+    """Whether the tensors of a model's files can all be trained: none is quantized."""
+    infos = [info for component in components for info in component.tensors.values()]
     return all(info.quantization is None and SAFETENSORS_DTYPES[info.dtype] is not torch.int8 for info in infos)

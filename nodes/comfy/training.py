@@ -38,7 +38,7 @@ def train(
     0 is the model's own value of steps, lr and batch_size. An interrupt ends the training, and what was learned is
     returned. Raises BitDanceError, before any weight is copied, for inputs that cannot be trained on.
     """
-    lora, trainer, accelerate = _packages()
+    lora, objective, trainer, accelerate = _packages()
     host, dtype = check_model(model), compute_dtype(model)
     subjects = Subjects(host.config, host.prompts)
     examples, bits = _examples(host, subjects, pictures, positive)
@@ -51,9 +51,9 @@ def train(
         network = _copy(model, host, dtype)
         parameters = lora.insert(network, adapter, seed)
         accelerator = accelerate.Accelerator(cpu=model.load_device.type == "cpu")
-        source = _Source(examples, bits, subjects, trainer.Batch)
-        untouched = partial(lora.disabled, network)
-        run = trainer.Trainer(network, parameters, source, settings, dtype, accelerator, untouched)
+        source = _Source(examples, bits, subjects, objective.Batch)
+        velocity = objective.Velocity(network, settings, dtype, partial(lora.disabled, network))
+        run = trainer.Trainer(velocity, parameters, source, settings, accelerator)
         bar, losses = comfy.utils.ProgressBar(settings.steps), []
         previewer = latent_preview.get_previewer(model.load_device, host.latent_format)
         for figures in run.run(should_stop=mm.processing_interrupted):
@@ -76,12 +76,12 @@ def _packages():
     try:
         import accelerate
 
-        from ...bitdance_core.training import lora, trainer
+        from ...bitdance_core.training import lora, objective, trainer
     except ModuleNotFoundError as error:
         if error.name not in ("peft", "accelerate"):
             raise
         raise BitDanceError(f"training needs {error.name}, which is missing: pip install peft accelerate") from error
-    return lora, trainer, accelerate
+    return lora, objective, trainer, accelerate
 
 
 class _Source:

@@ -10,7 +10,7 @@ import pytest
 from browser import GRAPH, RECTANGLES, RENDERERS, fetch, open_page, open_workflow, run
 from builtin import pictures
 from graphs import Graph, draw, images, load
-from shared_workflows import EXPECTED, WORKFLOWS, overlapping, path_of, ready_to_run
+from shared_workflows import EXPECTED, WORKFLOWS, overlapping, path_of, runnable
 
 pytestmark = pytest.mark.browser
 
@@ -28,7 +28,7 @@ def opened(request, server):
 def test_a_workflow_opens_and_shows_its_picture(opened, tmp_path, name):
     page, messages, renderer = opened
     before = len(messages)
-    open_workflow(page, ready_to_run(name, tmp_path))
+    open_workflow(page, runnable(name, tmp_path))
     page.wait_for_function(f"{GRAPH}.some(n => n.title === 'Read me')")
     unknown = f"{GRAPH}.filter(n => !n.constructor.nodeData && n.type !== 'MarkdownNote')"
     assert page.evaluate(f"{unknown}.map(n => n.type)") == []

@@ -120,3 +120,21 @@ def test_wrong_inputs_are_refused(loaded, data, change, words):
     with pytest.raises(ValueError) as error:
         run(node, model, **inputs)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_example_pictures_are_offered_once_and_never_stop_the_start(pack_module, tmp_path, monkeypatch, caplog):
+    import folder_paths
+    from pack.nodes.comfy import example_pictures
+
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+    example_pictures.offer()
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "bitdance_diamonds" and len(list(folder.iterdir())) == 120
+    (folder / "000.txt").write_text("a user's own words")
+    example_pictures.offer()
+    assert (folder / "000.txt").read_text() == "a user's own words" and not caplog.records
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "a file"))
+    example_pictures.offer()
+    (record,) = caplog.records
+    assert "a file" in record.message and "Train a LoRA" in record.message

@@ -17,6 +17,7 @@ EXPECTED = {
     "Bits as Files": [PROMPT],
     "Stock Nodes": [PROMPT],
     "ImageNet": [None] * 4,  # of random weights, which mean nothing
+    "Train a LoRA": [None] * 3,  # with the LoRA of a few steps and without, and the graph of the loss
 }
 WORKFLOWS = list(EXPECTED)
 
@@ -26,17 +27,22 @@ def path_of(name: str) -> Path:
     return FOLDER / f"BitDance {WORKFLOWS.index(name) + 1} {name}.json"
 
 
-def ready_to_run(name: str, folder: Path) -> Path:
-    """Return a file of a workflow that may fetch its model: the shipped one, or a copy in `folder` that is allowed to.
+def runnable(name: str, folder: Path) -> Path:
+    """Return the file of a workflow: the shipped one, or a copy in `folder` that may fetch its model, or that trains for
+    2 steps of 4 in place of minutes.
 
     The shipped files lack the loader's newer widgets, as a user's older files do.
     """
     workflow = json.loads(path_of(name).read_text(encoding="utf-8"))
-    loaders = [node for node in workflow["nodes"] if node["type"] == "BitDanceLoadModel"]
-    if not any("(download)" in node["widgets_values"][0] for node in loaders):
+    before = json.dumps(workflow)
+    loaders = [node["widgets_values"] for node in workflow["nodes"] if node["type"] == "BitDanceLoadModel"]
+    if any("(download)" in values[0] for values in loaders):
+        for values in loaders:
+            values += [True, "huggingface"]
+    for values in (node["widgets_values"] for node in workflow["nodes"] if node["type"] == "BitDanceTrainLora"):
+        values[0], values[3] = 2, 4  # steps, batch_size
+    if json.dumps(workflow) == before:
         return path_of(name)
-    for node in loaders:
-        node["widgets_values"] += [True, "huggingface"]
     copy = folder / path_of(name).name
     copy.write_text(json.dumps(workflow), encoding="utf-8")
     return copy

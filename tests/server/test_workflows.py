@@ -6,12 +6,15 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from builtin import pictures
 from comfyui import PACK, comfy_cli, run_workflow
-from graphs import images
-from shared_workflows import EXPECTED, FOLDER, WORKFLOWS, overlapping, path_of, ready_to_run
+from graphs import Graph, images, load, sample, show
+from paths import ROOT
+from shared_workflows import EXPECTED, FOLDER, WORKFLOWS, overlapping, path_of, runnable
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -21,7 +24,7 @@ def test_a_workflow_runs_to_pictures_that_mean_what_it_asks(server, base, tmp_pa
     done = comfy_cli(
         Path(sys.executable),
         "--json",
-        *run_workflow(ready_to_run(name, tmp_path), server),
+        *run_workflow(runnable(name, tmp_path), server),
         capture_output=True,
         text=True,
     )
@@ -30,6 +33,59 @@ def test_a_workflow_runs_to_pictures_that_mean_what_it_asks(server, base, tmp_pa
     drawn = images(server.images(history))
     assert len(drawn) == len(EXPECTED[name])
     assert all(pictures.read(image) == pictures.parse(prompt) for image, prompt in zip(drawn, EXPECTED[name]) if prompt)
+
+
+def test_a_trained_lora_is_saved_for_the_stock_loader(server, base, tmp_path):
+    """Load LoRA applies the file of Save LoRA Weights as Load LoRA Model applied it: the pictures agree bit for bit."""
+    done = comfy_cli(
+        Path(sys.executable), "--json", *run_workflow(quick("Train a LoRA", tmp_path), server), capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    history = server.wait(json.loads(done.stdout.strip().splitlines()[-1])["data"]["prompt_id"])
+    trained, untrained, loss = images(server.images(history))
+    assert loss.size == (840, 520) and trained.tobytes() != untrained.tobytes()
+    file = max((base / "output" / "loras").glob("bitdance_diamond_2_steps_*.safetensors"))
+    (base / "models" / "loras").mkdir(exist_ok=True)
+    shutil.move(file, base / "models" / "loras" / file.name)
+    graph = Graph()
+    loader = load(graph)
+    patched = graph.add("LoraLoaderModelOnly", model=loader[0], lora_name=file.name, strength_model=1.0)
+    prompt = graph.add("BitDancePrompt", clip=loader[1], text="a large green diamond on a blue background")
+    canvas = graph.add("BitDanceEmptyBits", width=64, height=64, batch_size=1)
+    show(graph, loader, sample(graph, patched[0], prompt[0], canvas[0]))
+    (again,) = images(server.images(server.wait(server.queue(graph))))
+    assert again.tobytes() == trained.tobytes()
+
+
+@pytest.mark.long
+def test_the_training_workflow_teaches_what_it_says(server):
+    done = comfy_cli(
+        Path(sys.executable), "--json", *run_workflow(path_of("Train a LoRA"), server), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    history = server.wait(json.loads(done.stdout.strip().splitlines()[-1])["data"]["prompt_id"])
+    trained, untrained, _ = images(server.images(history))
+    diamond = pictures.Picture("large", "green", "diamond", "blue")
+    shapes = (*pictures.SHAPES, "diamond")
+    assert pictures.read(trained, shapes) == diamond != pictures.read(untrained, shapes)
+
+
+def test_the_example_pictures_are_those_of_the_script_and_lie_in_the_input_folder(server, base, tmp_path):
+    from builtin.eval_finetuning import TAUGHT_PAIRS, colour_pairs, write_pictures
+
+    write_pictures(tmp_path, "diamond", colour_pairs()[:TAUGHT_PAIRS])
+    shipped, offered = ROOT / "nodes" / "examples" / "bitdance_diamonds", base / "input" / "bitdance_diamonds"
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 120 and sorted(path.name for path in shipped.iterdir()) == names
+    assert sum(path.stat().st_size for path in shipped.iterdir()) < 10**6
+    for name in names:
+        assert (offered / name).read_bytes() == (shipped / name).read_bytes()
+        if name.endswith(".txt"):
+            assert (shipped / name).read_text() == (tmp_path / name).read_text()
+        else:  # Pillow's releases draw and compress a little differently
+            ours, drawn = (np.asarray(Image.open(folder / name), dtype=float) for folder in (shipped, tmp_path))
+            assert np.abs(ours - drawn).mean() < 2
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

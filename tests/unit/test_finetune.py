@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from bitdance_core import BitDancePipeline, ImageNetPipeline
 from bitdance_core.checkpoints.locate import ASSETS
 from bitdance_core.cli import main
+from bitdance_core.training.command import import_part
+from bitdance_core.training.settings import Settings
 from builtin.eval_finetuning import colour_pairs, write_pictures
 from golden_classes import DATA as CLASSES
 from paths import ROOT
@@ -103,6 +105,30 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(data, whole, tmp_path, caps
     assert "exists already" in error_of(capsys, data, "--out", out, *QUICK, "--resume")
 
 
+def test_moments_of_8_bits_are_resumed(data, tmp_path):
+    options = ["--optimizer", "adamw8bit", "--rank", "16"]
+    assert finetune(data, tmp_path / "whole.safetensors", *options) == 0
+    out, log = tmp_path / "a.safetensors", tmp_path / "a_run" / "log.jsonl"
+    process = subprocess.Popen(command(data, out, "--save-every", "1", *options), cwd=ROOT)
+    while not (log.exists() and log.read_text().count("\n") >= 2):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    state = load_file(tmp_path / "a_run" / "state.safetensors")
+    assert {t.dtype for name, t in state.items() if name.startswith("state1.")} == {torch.uint8, torch.float32}
+    assert finetune(data, out, "--resume", *options) == 0
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_without_bitsandbytes_there_is_a_remedy(data, tmp_path, capsys, monkeypatch):
+    import_part("model_run", "finetune")  # PEFT looks for bitsandbytes when it is imported
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    options = ["--out", tmp_path / "a.safetensors", *QUICK, "--optimizer", "adamw8bit", "--cache", tmp_path / "new"]
+    assert "pip install bitsandbytes" in error_of(capsys, data, *options)
+    assert not list(tmp_path.iterdir())  # before any picture is encoded
+
+
 def test_a_run_is_not_resumed_with_other_pictures(data, tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     own = tmp_path / "data"
@@ -115,6 +141,12 @@ def test_a_run_is_not_resumed_with_other_pictures(data, tmp_path, capsys):
     process.wait()
     (own / "000.txt").write_text("another caption")
     assert "another pictures" in error_of(capsys, own, "--out", out, *QUICK, "--steps", "400", "--resume")
+
+
+def test_the_learning_rate_rises_and_falls_to_0():
+    rates = [Settings(steps=100, batch=1, lr=2.0, warmup=9).rate(step) for step in range(100)]
+    assert rates[0] == 0.2 and rates[9] == 2.0 and 0 < rates[99] < 0.002
+    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
 
 
 def test_passes_that_share_a_steps_pictures_give_the_same(data, whole, tmp_path):
@@ -172,7 +204,8 @@ def test_samples_and_the_result_are_used_by_generate_and_batch(data, tmp_path, c
 
 @pytest.mark.parametrize("options", [["--adapter", "dora"], ["--adapter", "lokr"], ["--adapter", "loha"],
                                      ["--targets", "head"], ["--quantize", "int8"], ["--quantize", "fp8"],
-                                     ["--dtype", "bfloat16"], ["--flip", "--fit", "pad"]])  # fmt: skip
+                                     ["--dtype", "bfloat16"], ["--flip", "--fit", "pad"],
+                                     ["--optimizer", "adamw8bit", "--rank", "16"]])  # fmt: skip
 def test_every_option_trains(data, whole, tmp_path, options):
     out = tmp_path / "a.safetensors"
     assert finetune(data, out, *options) == 0
@@ -254,6 +287,13 @@ def test_wrong_options_are_refused_in_one_sentence(data, tmp_path, monkeypatch, 
     error = error_of(capsys, data, *options)
     assert all(word in error for word in words), error
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".jsonl")]
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_distribution_that_splits_the_model_is_refused(data, tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    error = error_of(capsys, data, "--out", tmp_path / "a.safetensors", *QUICK)
+    assert kind in error and "accelerate config" in error
 
 
 def test_a_log_that_cannot_be_written_is_refused(data, tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from bitdance_core import BitDancePipeline, ImageNetPipeline
 from bitdance_core.cli import main
 from bitdance_core.tokenizer import to_images, to_pixels
+from builtin import eval_class_finetuning
 from builtin.eval_finetuning import TAUGHT_PAIRS, colour_pairs, measure, write_pictures
 from golden_classes import DATA as CLASSES
 
@@ -54,8 +55,16 @@ def test_a_class_is_learned(tmp_path):
     assert before < 0.7 and right() > 0.9
 
 
+def test_the_measurement_of_class_models_runs(tmp_path, capsys):
+    """With so few steps nothing is learned; the model that it makes from nothing is one that `finetune` takes."""
+    quick = ["--train-steps", "2", "--each", "1", "--steps", "2", "--batch", "2", "--sheet", str(tmp_path / "a.png")]
+    eval_class_finetuning.main(["--run", str(tmp_path / "run"), *quick])
+    assert "after: new class 0/1" in capsys.readouterr().out
+    assert (tmp_path / "a.png").exists() and (tmp_path / "run" / "diamond.safetensors").exists()
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("shape", ["diamond", "hourglass"])
+@pytest.mark.parametrize("shape", ["diamond", "arrow", "chevron"])
 def test_the_defaults_teach_a_new_shape_and_keep_the_old_ones(tmp_path, shape):
     """60 pictures on 30 pairs of colours: 26 other pairs are drawn right, and what the model could draw before."""
     pairs = colour_pairs()

@@ -45,7 +45,7 @@ def values(quote: str) -> re.Pattern:
     """Match the parts of a quotation that a placeholder may have produced: "...", numbers, names in quotes, and whole
     strings of the source, such as the name of a part.
     """
-    known = sorted((text for text in PLAIN if text and text in quote and text != quote), key=len, reverse=True)
+    known = sorted((text for text in PLAIN if len(text) > 3 and text in quote and text != quote), key=len, reverse=True)
     words = "|".join([*map(re.escape, known), r"'[^']*'", r"\w*\d(?:\w|\.\d)*"])
     return re.compile(rf"\.\.\.|(?<!\w)(?:{words})(?!\w)")
 
