@@ -28,7 +28,7 @@ def path_of(name: str) -> Path:
 
 
 def runnable(name: str, folder: Path) -> Path:
-    """Return the file of a workflow: the shipped one, or a copy in `folder` that may fetch its model, or that trains for
+    """Return the file of a workflow: the shipped one, or a copy in `folder` that may fetch its model, or trains for
     2 steps of 4 in place of minutes.
 
     The shipped files lack the loader's newer widgets, as a user's older files do.

@@ -38,7 +38,7 @@ def test_a_workflow_runs_to_pictures_that_mean_what_it_asks(server, base, tmp_pa
 def test_a_trained_lora_is_saved_for_the_stock_loader(server, base, tmp_path):
     """Load LoRA applies the file of Save LoRA Weights as Load LoRA Model applied it: the pictures agree bit for bit."""
     done = comfy_cli(
-        Path(sys.executable), "--json", *run_workflow(quick("Train a LoRA", tmp_path), server), capture_output=True,
+        Path(sys.executable), "--json", *run_workflow(runnable("Train a LoRA", tmp_path), server), capture_output=True,
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
