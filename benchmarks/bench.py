@@ -253,7 +253,7 @@ def decode_stages(case: Case, bits: Stage, decodes: list[Decode], size: Size, pe
     tokens = [side // config.downscale for side in size]
     bound = roofline.decode_work(config, *tokens, case.dtype).seconds(peaks)
     seconds = median(decode.seconds for decode in decodes)
-    decode = Stage(f"decode, {size[0]}x{size[1]}", seconds, bits.baseline and seconds, bound)
+    decode = Stage(f"decode, {size[1]}x{size[0]}", seconds, bits.baseline and seconds, bound)
     if size != case.size:
         return [decode]
     sums = [
@@ -315,7 +315,7 @@ def print_report(report: dict[str, Any]) -> None:
     threads = f", {report['threads']} threads" if report["threads"] else ""
     print(f"{report['hardware']}; on {report['device']}{threads}, {report['dtype']}")
     print(
-        f"{report['model']}, {report['parameters']['model'] / 1e6:,.1f} M parameters: {height}x{width} pixels, "
+        f"{report['model']}, {report['parameters']['model'] / 1e6:,.1f} M parameters: {width}x{height} pixels, "
         f"batch {settings['batch']}, {settings['steps']} steps of {settings['sampler']}, "
         f"guidance {settings['guidance']:g}; medians of {settings['runs']} runs\n"
     )

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = models[args.model]
     height, width = config.defaults.default_size
-    print(f"{config.family}, {height}x{width}, {args.batch} a pass, LoRA of rank 16, in GB (1e9 bytes)\n")
+    print(f"{config.family}, {width}x{height}, {args.batch} a pass, LoRA of rank 16, in GB (1e9 bytes)\n")
     print("| settings | weights | adapter | activations | in all | fits |")
     print("|---|---|---|---|---|---|")
     for bits, targets, recompute in SETTINGS:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid = grid_of(config)
     drawing = drawing_of(config, args.batch)
     decoder = weight_bytes(BinaryAutoencoder(config.autoencoder, device="meta"), "", 16)
-    print(f"{config.family}, {height}x{width} (height x width), batch {args.batch}, in GB (1e9 bytes)\n")
+    print(f"{config.family}, {width}x{height} (width x height), batch {args.batch}, in GB (1e9 bytes)\n")
     print("| weights as | language model | head | drawing: cache, activations | in all |")
     print("| --- | --- | --- | --- | --- |")
     for name, bits in PRECISIONS.items():

@@ -102,7 +102,7 @@ def main() -> None:
         psnr = tokenizer_psnr(pipe.tokenizer, size, 64, args.seed)
         scores = draw_prompts(pipe, pictures, size, steps=args.steps, guidance=args.guidance, sampler=args.sampler)
         count = len(scores)
-        print(f"\n{size[0]}x{size[1]} (height x width), {count} prompts")
+        print(f"\n{size[1]}x{size[0]} (width x height), {count} prompts")
         print(f"  all four words right  {sum(s.all_right for s in scores)}/{count}")
         print(f"  both colours right    {sum(s.colours_right for s in scores)}/{count}")
         for word in ("size", "colour", "shape", "background"):

@@ -105,7 +105,7 @@ def run(pipe: BitDancePipeline, kind: str, edits: int, seed: int, **options) -> 
 
 
 def measure_cost(pipe: BitDancePipeline, repeats: int = 11) -> None:
-    """Print the cost of redrawing one patch of a 64x128 picture, against drawing all of it.
+    """Print the cost of redrawing one patch of a 128x64 picture, against drawing all of it.
 
     Evaluations are counted where every sampler asks the head; seconds are medians of `repeats` runs, in turns.
     """

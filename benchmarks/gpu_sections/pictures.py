@@ -88,7 +88,7 @@ def draws(setting: Setting, name: str, id: str | None, batch: int = 1, whole: bo
     if whole and setting.left() > LEAST_LEFT:
         size = case.size if not setting.tiny else (16, 16)
         (decode,) = time_decoding(case, size, 1)
-        yield {"what": f"decode, {size[0]}x{size[1]}", "s": decode.seconds}
+        yield {"what": f"decode, {size[1]}x{size[0]}", "s": decode.seconds}
 
 
 def path_rows(

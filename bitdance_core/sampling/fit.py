@@ -20,7 +20,7 @@ def crop_to(images: Tensor, size: Size, position: str = "center") -> Tensor:
     height, width = images.shape[1:3]
     scale = max(size[0] / height, size[1] / width)
     # before scaling: the largest part of the picture with the new aspect
-    part = min(height, round(size[0] / scale)), min(width, round(size[1] / scale))
+    part = tuple(max(1, min(full, round(side / scale))) for full, side in zip((height, width), size))
     top, left = (round((full - kept) * share) for full, kept, share in zip((height, width), part, POSITIONS[position]))
     return _resize(images[:, top : top + part[0], left : left + part[1]], size)
 

@@ -200,7 +200,7 @@ GOOD = '{"prompt": "a cat"}'
         ('{"prompt": "x", "sampler": "ddim"}', [], "line 1: unknown sampler 'ddim'"),
         ('{"labels": [3]}', [], "line 1: 'labels' are for ImageNet models"),
         ('{"labels": {"x": 3}}', [], "line 1: labels must be a list"),
-        (f'{GOOD}\n{{"prompt": "x", "height": 30}}', [], r"line 2: 30x48 .* multiples of 16"),
+        (f'{GOOD}\n{{"prompt": "x", "height": 30}}', [], r"line 2: 48x30 .* multiples of 16"),
         ('{"prompt": "x", "id": "../x"}', [], "line 1: id '../x' .*letters, digits"),
         ('{"prompt": "x", "id": "/x"}', [], "line 1: id '/x' .*letters, digits"),
         ('{"prompt": "x", "id": "nul.a"}', [], "line 1: id 'nul.a'"),
@@ -214,7 +214,7 @@ GOOD = '{"prompt": "a cat"}'
         ),
         ('{"prompt": "x", "id": "a"}', ["--layout", "geneval"], "line 1: id 'a' must be a number"),
         ('{"prompt": "x", "id": "a.b"}', ["--layout", "dpg"], "line 1: id 'a.b' .*dot"),
-        (GOOD, ["--layout", "dpg"], "four square pictures.* 4 of 32x48"),
+        (GOOD, ["--layout", "dpg"], "four square pictures.* 4 of 48x32"),
         (GOOD, ["--layout", "dpg", "--width", "32", "--num-images", 5], "four square pictures.* 5 of"),
         (GOOD, ["--num-images", "0"], "num_images must be"),
         (GOOD, ["--workers", "2"], "--workers needs --ray"),
@@ -256,7 +256,7 @@ def test_folders_that_cannot_be(tmp_path, capsys):
 
 
 def test_without_ray_it_says_what_to_install(tmp_path):
-    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a cat"})
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a red star"})
     code = "import sys; sys.modules['ray'] = None; from bitdance_core.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "batch", prompts, "--out", tmp_path / "out", "--ray"]
     result = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)

@@ -196,7 +196,7 @@ def test_a_start_beyond_the_grid_leaves_the_closing_step():
         ({"mask": torch.ones(1, 8, 8)}, "need bits to start from"),
         ({"denoise": 1.5, "init_bits": True}, "denoise must be a number from 0 to 1, found 1.5"),
         ({"denoise": 0.5, "init_bits": torch.zeros(1, 8, 8, 12, dtype=torch.bool)}, r"expected \[1, 16, 8, 12\]"),
-        ({"denoise": 0.5, "init_bits": True, "height": 64}, "init_bits are of 32x48 pixels"),
+        ({"denoise": 0.5, "init_bits": True, "height": 64}, "init_bits are of 48x32 pixels"),
         ({"init_bits": True, "mask": torch.ones(2, 8, 8)}, "a mask must be"),
         ({"init_bits": torch.zeros(16, 8, 12, dtype=torch.bool)}, r"init_bits must be \(n, C, h, w\)"),
         ({"init_bits": torch.zeros(2, 16, 8, 12, dtype=torch.bool), "num_images": 3}, r"expected \[3, 16, 8, 12\]"),

@@ -259,7 +259,7 @@ def test_check_reports_and_writes_nothing(data, capsys):
     finally:
         (data / "broken.png").unlink()
     report = capsys.readouterr().out
-    assert "10 (6 of 64x64, 4 of 64x128" in report and "left out" in report and "broken.png" in report
+    assert "10 (6 of 64x64, 4 of 128x64" in report and "left out" in report and "broken.png" in report
     assert sorted(data.rglob("*.png")) == before
 
 

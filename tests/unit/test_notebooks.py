@@ -62,7 +62,7 @@ def test_a_pipeline_says_what_it_is(pipe):
     text = repr(pipe)
     count = sum(weight.numel() for weight in pipe.model.parameters())
     assert f"custom: {count:,} parameters, float32 on cpu, draws " in text and "BinaryTokenizer(" in text
-    assert "64x64, 64x128 pixels" in repr(BitDancePipeline.from_pretrained("builtin", device="cpu"))
+    assert "64x64, 128x64 pixels" in repr(BitDancePipeline.from_pretrained("builtin", device="cpu"))
 
 
 def test_only_a_picture_is_encoded(pipe):

@@ -62,6 +62,9 @@ def test_crop_keeps_the_part_that_the_position_names():
         assert part[0, :, -1, 0].mean().item() == pytest.approx(red[1], abs=0.02)
         assert part[0, 0, :, 1].mean() < 0.02 and part[0, -1, :, 1].mean() > 0.98  # all of its height
     assert torch.equal(crop_to(image, (64, 200)), image)
+    for strip in (gradient(100, 1), gradient(1, 100)):
+        assert crop_to(strip, (64, 128)).shape == crop_to(strip, (64, 128), "left").shape == (1, 64, 128, 3)
+        assert pad_to(strip, (64, 128), 8)[0].shape == (1, 64, 128, 3)
     assert crop_to(gradient(30, 31).repeat(3, 1, 1, 1), (64, 128)).shape == (3, 64, 128, 3)  # enlarged, a batch
 
 
