@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from bitdance_core.checkpoints.files import read_json
 from bitdance_core.model.prompt import PromptTokenizer
 from bitdance_core.model.text_config import AutoencoderConfig, BackboneConfig, BitDanceConfig, Defaults, HeadConfig
+from bitdance_core.model.vocabulary import WORD
 from builtin.scenes.batches import sizes_of
 from builtin.scenes.captions import NUMBERS, OPENINGS, PLACE_WORDS, RELATIONS, SIZES
 from builtin.scenes.compose import random_scene
@@ -21,6 +22,12 @@ from builtin.scenes.grounds import COLOURS
 from builtin.scenes.things import THINGS
 
 NAME = "scenes"
+# what bitdance.json says of prompts with words that no caption has
+DRAWS = (
+    f"{len(THINGS)} things such as foxes, trees, pizzas and rockets: one to four, large or small, or two beside, above or"
+    " below each other, on a colour, a gradient, grass, at night or by the sea, such as"
+    ' "a fox next to a mushroom on grass"'
+)
 PATCH_SIDE = 4
 TOKENS_PER_PATCH = PATCH_SIDE**2
 RES_TOKENS = 32
@@ -70,11 +77,23 @@ def model_config(
     )
 
 
+def vocabulary() -> list[str]:
+    """The words of captions, in small letters."""
+    tables = [*NUMBERS, *COLOURS, *OPENINGS, "background", "gradient", "from", "to", "on", "with", "against", "of"]
+    tables += [word for table in (SIZES, RELATIONS, PLACE_WORDS) for group in table.values() for word in group]
+    tables += [word for thing in THINGS for pair in thing.words for word in pair]
+    return sorted({word.casefold() for text in tables for word in WORD.findall(text)})
+
+
 def train_prompt_tokenizer() -> Tokenizer:
     """Byte-level BPE that spells anything and has one token for each word of a caption, and for each line of the chat
     template: the fewer tokens before the picture, the cheaper each step.
     """
     tokenizer = Tokenizer(models.BPE())
+    # "A Fox" is a fox; captions have one word with a capital
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace("christmas", "Christmas")]
+    )
     pieces = pre_tokenizers.Split(Regex(r"\w+\n| ?[\w'-]+|\n|[^\w\s]|\s"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
@@ -118,7 +137,7 @@ def write_folder(
         "config.json": config.backbone.to_dict() | {"dtype": "float16"},
         "vision_head_config.json": config.head.to_dict(),
         "ae_config.json": config.autoencoder.to_dict(),
-        "bitdance.json": {"name": NAME, **dataclasses.asdict(config.defaults)},
+        "bitdance.json": {"name": NAME, **dataclasses.asdict(config.defaults), "draws": DRAWS, "words": vocabulary()},
     }
     for name, values in configs.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
