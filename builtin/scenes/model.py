@@ -24,8 +24,8 @@ from builtin.scenes.things import THINGS
 NAME = "scenes"
 # what bitdance.json says of prompts with words that no caption has
 DRAWS = (
-    f"{len(THINGS)} things such as foxes, trees, pizzas and rockets: one to four, large or small, or two beside, above or"
-    " below each other, on a colour, a gradient, grass, at night or by the sea, such as"
+    f"{len(THINGS)} things such as foxes, trees, pizzas and rockets: one to four, large or small, or two beside, above "
+    "or below each other, on a colour, a gradient, grass, at night or by the sea, such as"
     ' "a fox next to a mushroom on grass"'
 )
 PATCH_SIDE = 4
