@@ -127,7 +127,8 @@ class ModelRun(Run):
     def write(self) -> int:
         out = self.folder.out
         if self.is_whole:
-            whole.write_whole_model(out, self.checkpoint, self.args.model, self.args.tokenizer, self.model)
+            captions = [example.words for example in self.data.examples]
+            whole.write_whole_model(out, self.checkpoint, self.args.model, self.args.tokenizer, self.model, captions)
             return sum(file.stat().st_size for file in out.iterdir())
         lora.write_lora(out, self.model, self._adapter(), self.dtype, self._about(self.settings.steps))
         return out.stat().st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
 from ..checkpoints.convert import convert
-from ..checkpoints.files import SAFETENSORS_DTYPES, open_safetensors
+from ..checkpoints.files import SAFETENSORS_DTYPES, open_safetensors, read_json
 from ..checkpoints.locate import Source
 from ..checkpoints.tensor_names import Component
 from ..checkpoints.writer import Planned, write_safetensors
@@ -23,9 +24,15 @@ OFFICIAL = {"vision_head": ("net.", "head."), "projector": ("", "projector."), "
 
 
 def write_whole_model(
-    out: Path, checkpoint: TextCheckpoint | ClassCheckpoint, source: Source, tokenizer: str | None, model: nn.Module
+    out: Path,
+    checkpoint: TextCheckpoint | ClassCheckpoint,
+    source: Source,
+    tokenizer: str | None,
+    model: nn.Module,
+    captions: Iterable[str],
 ) -> None:
     """Write an official folder, or for a class-conditional model a folder with one file, in the types of the source.
+    A model of few words knows those of the `captions` from now on.
 
     Appears under its name when it is complete. Raises BitDanceError if it cannot be written.
     """
@@ -39,6 +46,10 @@ def write_whole_model(
     for path in sorted(partial.glob("*.safetensors")):
         if path.name != "ae.safetensors":
             _replace_tensors(path, parameters, parameter_name if of_classes else _official_name(path))
+    if not of_classes and checkpoint.prompts.vocabulary is not None:
+        own = partial / "bitdance.json"
+        words = checkpoint.prompts.vocabulary.words.union(checkpoint.prompts.vocabulary.unseen(captions))
+        own.write_text(json.dumps({**read_json(own), "words": sorted(map(str.casefold, words))}, indent=2) + "\n")
     partial.rename(out)
 
 

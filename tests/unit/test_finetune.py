@@ -230,6 +230,7 @@ def test_all_weights_become_an_official_folder(data, tmp_path):
     assert finetune(data, out, "--full", "--lr", "0.01") == 0
     trained, before = (BitDancePipeline.from_pretrained(m, device="cpu") for m in (out, "builtin"))
     assert trained.config == before.config
+    assert '"diamond"' in before.unseen_note(["a red diamond"]) and trained.unseen_note(["a red diamond"]) is None
     ours = dict(before.model.named_parameters())
     assert not any(torch.equal(p, ours[name]) for name, p in trained.model.named_parameters() if "layers" in name)
     coder = dict(before.tokenizer.autoencoder.named_parameters())
