@@ -20,11 +20,14 @@ MEANT = {
     "text to image": ["BitDance Text to Image", "Next-Patch Sampler"],
     "img2img": ["Next-Patch Sampler"],
     "inpaint": ["BitDance Inpaint", "Next-Patch Sampler"],
-    "outpaint": ["BitDance Outpaint", "Pad Bits"],
+    "outpaint": ["BitDance Outpaint", "Fit to Trained Size", "Pad Bits"],
     "image generation": ["Load BitDance Model", "Next-Patch Sampler"],
     "autoregressive": ["Load BitDance Model", "Next-Patch Sampler"],
     "vae encode": ["Binary Tokenizer Encode"],
-    "aspect ratio": ["Empty Bits"],
+    "aspect ratio": ["Empty Bits", "Fit to Trained Size"],
+    "resize": ["Fit to Trained Size"],
+    "crop": ["Fit to Trained Size"],
+    "lora": ["Load BitDance LoRA", "Train BitDance LoRA"],
 }
 
 
