@@ -47,10 +47,7 @@ HEAD_CONFIG = HeadConfig(
 )
 # what bitdance.json says of prompts with other words
 WORDS = sorted({word for picture in ALL_PICTURES for word in picture.prompt.split()})
-DRAWS = (
-    "a small or large circle, square, triangle or star on a plain background, each in red, green, blue, yellow, "
-    'purple, orange, white or black, such as "a large red star on a blue background"'
-)
+DRAWS = 'circles, squares, triangles and stars in eight colours, such as "a large red star on a blue background"'
 DEFAULTS = Defaults(default_size=SIZES[0], steps=25, guidance=3.0, trained_sizes=SIZES)
 
 
