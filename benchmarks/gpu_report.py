@@ -49,6 +49,7 @@ SECTIONS = (
     Section("fp8", pictures.draws_fp8, 60, 30, "the same picture with float8 layers, by PyTorch's products"),
     Section("attention", kernels.attention_plans, 60, 20, "the first call of each key length, with cuDNN and without"),
     Section("products", kernels.products, 40, 15, "the matrix products of a picture, by type"),
+    Section("head", kernels.evaluations, 40, 0, "an evaluation of the head, with Triton's kernels and its products"),
     Section("memory", memory.peaks, 60, 20, "peaks of drawing against the estimate"),
     Section("streaming", memory.streaming, 60, 25, "the language model over the bus, layer by layer"),
     Section("capped", memory.capped, 120, 0, "what runs where PyTorch may take no more than a smaller card has"),

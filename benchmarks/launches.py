@@ -97,8 +97,25 @@ def kernels_by(launches: Launches) -> SimpleNamespace:
     return SimpleNamespace(gated_norm=gated_norm, swiglu=swiglu, guided_velocity=guided_velocity)
 
 
+def products_by(launches: Launches) -> SimpleNamespace:
+    """Make those of products.py."""
+
+    def linear(x, weight, bias):
+        return one_kernel(launches, "linear", weight.new_empty(*x.shape[:-1], len(weight)))
+
+    def swiglu_linear(x, weight, bias):
+        return one_kernel(launches, "swiglu_linear", weight.new_empty(*x.shape[:-1], len(weight) // 2))
+
+    def closing(x, y, gate, eps, scale, shift, weight, bias, x_t, *flow):
+        return one_kernel(launches, "closing", x_t)
+
+    return SimpleNamespace(linear=linear, swiglu_linear=swiglu_linear, closing=closing)
+
+
 @SEEN
-def evaluation(config, with_kernels: bool, affine: fused.Affine = fused.plain_affine) -> Counter[str]:
+def evaluation(
+    config, with_kernels: bool, with_products: bool = False, weights: fused.Weights = fused.plain_weights
+) -> Counter[str]:
     """Count one guided evaluation of the head for one picture."""
     current: list[Launches] = []
     head = DiffusionHead(config.head, attend=attend_by(current), device="meta", dtype=DTYPE)
@@ -114,9 +131,9 @@ def evaluation(config, with_kernels: bool, affine: fused.Affine = fused.plain_af
         if not with_kernels:
             head_velocity(head, x_t, modulations, TIME, GUIDANCE)
             return
-        kernels = kernels_by(launches)
-        x = fused.predict(head, kernels, x_t.to(DTYPE), modulations, affine)
-        kernels.guided_velocity(x, x_t, 1 - TIME, GUIDANCE, config.head.squashes)
+        products = products_by(launches) if with_products else None
+        evaluate = fused.FusedHead(head, kernels_by(launches), products, weights)
+        evaluate(x_t, modulations, 1 - TIME, GUIDANCE)
 
     return count(work)
 
@@ -158,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {
         "head, an evaluation": evaluation(config, False),
         "- with Triton's kernels": evaluation(config, True),
-        "- with Triton's kernels, norms as a host's layers": evaluation(config, True, lambda norm, x: None),
+        "- with Triton's kernels, norms as a host's layers": evaluation(config, True, weights=lambda layer, x: None),
+        "- with Triton's kernels and products": evaluation(config, True, True),
         "sampler, a step": sampler_step(config),
     }
     if isinstance(config, BitDanceConfig):

@@ -16,9 +16,13 @@ from benchmarks.gpu_sections.pictures import PROMPT
 from benchmarks.gpu_sections.scaled import FP8, FP8_MAX, fp8_product
 from benchmarks.gpu_sections.setting import Row, Setting, one_line
 from benchmarks.meters import mark, seconds_between, wait
-from benchmarks.random_models import make_grid
+from benchmarks.random_models import fill_randomly, make_grid
 from bitdance_core import BitDancePipeline
 from bitdance_core.model.attention import attention
+from bitdance_core.model.fused import FusedHead, find_kernels, find_products
+from bitdance_core.model.head import DiffusionHead
+from bitdance_core.sampling.flow import remaining
+from bitdance_core.sampling.patch import head_velocity
 
 ROWS = 2  # with guidance
 CALLS = 20  # of a product in one measurement
@@ -188,6 +192,38 @@ PRODUCTS = {
     "nvfp4, inputs given": nvfp4,
 }
 TIMED_ONLY = ("nvfp4, inputs given",)
+
+
+def evaluations(setting: Setting) -> Iterator[Row]:
+    """Time an evaluation of the head plainly, with Triton's kernels, and with products by Triton too."""
+    config = setting.config("bitdance-14b-64x")
+    place, sizes = (setting.device, setting.dtype), config.head
+    head = DiffusionHead(sizes, device="meta", dtype=setting.dtype)
+    fill_randomly(head, *place)
+    counts = *[sizes.modulations] * sizes.num_modulations, 2
+    shape, time, guidance = (ROWS, config.tokens_per_patch), 0.3, 7.5
+    modulations = [torch.randn(*shape, count, sizes.width, device=setting.device).to(setting.dtype) for count in counts]
+    x_t = torch.randn(1, config.tokens_per_patch, sizes.bits, device=setting.device)
+    plain = partial(head_velocity, head, x_t, modulations, time, guidance)
+    kernels = find_kernels(*place, sizes.width)
+    products = kernels and find_products(*place, sizes.width, sizes.bits)
+    ways = {
+        "plain": plain,
+        "Triton's kernels": kernels and FusedHead(head, kernels),
+        "Triton's kernels and products": products and FusedHead(head, kernels, products),
+    }
+    for name, way in ways.items():
+        row = {"what": "head, an evaluation for a patch", "kernels": name}
+        if way is None:
+            yield row | {"note": "not to be had here"}
+            continue
+        call = way if way is plain else partial(way, x_t, modulations, remaining(time), guidance)
+        found, expected = call(), plain()
+        yield row | {
+            "eager ms": 1e3 * roofline.time_of(call, setting.device),
+            "captured ms": 1e3 * time_in_turn([call], setting.device) if setting.is_cuda else None,
+            "difference from plain": ((found - expected).norm() / expected.norm()).item(),
+        }
 
 
 def ranges(setting: Setting) -> Iterator[Row]:

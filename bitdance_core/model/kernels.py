@@ -56,7 +56,7 @@ def _swiglu(x, out, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _squashed(x, SQUASHES: tl.constexpr):
+def squashed(x, SQUASHES: tl.constexpr):
     value = x.to(tl.float32)
     if SQUASHES:
         kind = x.dtype
@@ -74,10 +74,10 @@ def _guided_velocity(
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = places < count
     here = tl.load(x_t + places, mask=inside, other=0.0)
-    v = (_squashed(tl.load(x + places, mask=inside, other=0.0), SQUASHES) - here) / remaining
+    v = (squashed(tl.load(x + places, mask=inside, other=0.0), SQUASHES) - here) / remaining
     if IS_GUIDED:
         scale = tl.load(guidance) if IS_TENSOR else guidance
-        without = (_squashed(tl.load(x + count + places, mask=inside, other=0.0), SQUASHES) - here) / remaining
+        without = (squashed(tl.load(x + count + places, mask=inside, other=0.0), SQUASHES) - here) / remaining
         v = without + scale * (v - without)
     tl.store(out + places, v, mask=inside)
 
@@ -103,7 +103,7 @@ def gated_norm(
     rows, scales, shifts = (tensor.reshape(-1, width) for tensor in (x, scale, shift))
     gates = h if gate is None else gate.reshape(-1, width)
     block = triton.next_power_of_2(width)
-    with _device_of(x):
+    with device_of(x):
         _gated_norm[(len(scales),)](
             rows, h if y is None else y.contiguous(), gates, weight, bias, scales, shifts, new, h,
             len(rows), rows.stride(0), gates.stride(0), scales.stride(0), shifts.stride(0), width, eps,
@@ -117,7 +117,7 @@ def swiglu(x: Tensor) -> Tensor:
     x = x.contiguous()
     out = torch.empty(*x.shape[:-1], x.shape[-1] // 2, dtype=x.dtype, device=x.device)
     width = out.shape[-1]
-    with _device_of(x):
+    with device_of(x):
         _swiglu[(out.numel() // width, triton.cdiv(width, COLUMNS))](x, out, width, COLUMNS)
     return out
 
@@ -128,7 +128,7 @@ def guided_velocity(x: Tensor, x_t: Tensor, remaining: float, guidance: float | 
     """
     x, x_t = x.contiguous(), x_t.contiguous()
     out = torch.empty_like(x_t, dtype=torch.float32)
-    with _device_of(x):
+    with device_of(x):
         _guided_velocity[(triton.cdiv(out.numel(), COLUMNS),)](
             x, x_t, guidance, out, out.numel(), remaining,
             squashes, len(x) > len(x_t), isinstance(guidance, Tensor), COLUMNS,
@@ -136,6 +136,6 @@ def guided_velocity(x: Tensor, x_t: Tensor, remaining: float, guidance: float | 
     return out
 
 
-def _device_of(tensor: Tensor) -> torch.cuda.device:
+def device_of(tensor: Tensor) -> torch.cuda.device:
     """Make a tensor's GPU the current one, for which Triton launches; nothing on a CPU, under Triton's interpreter."""
     return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BitDanceError, Cancel, check_cancelled
-from ..model import fused
-from ..model.fused import Affine, find_kernels, plain_affine
+from ..model.fused import FusedHead, Weights, find_kernels, find_products, plain_weights
 from ..model.graphs import Graphs
 from ..model.head import DiffusionHead, steps_at_once
 from ..model.operations import OneDnnLinear
@@ -34,19 +33,26 @@ def head_velocity(
 
 
 def fused_velocity(
-    head: DiffusionHead, device: torch.device | str, dtype: torch.dtype, affine: Affine = plain_affine
+    head: DiffusionHead,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    weights: Weights = plain_weights,
+    with_products: bool = False,
 ) -> HeadVelocity | None:
     """`head_velocity` with Triton's kernels, or None where they are not to be had (see `find_kernels`).
 
-    `affine` is for hosts whose norms are no plain layers.
+    `weights` is for hosts whose layers are not PyTorch's. `with_products` also computes products by Triton: fewer
+    launches, but no card has shown yet whether it is faster.
     """
-    kernels = find_kernels(torch.device(device), dtype, head.config.width)
+    device, config = torch.device(device), head.config
+    kernels = find_kernels(device, dtype, config.width)
     if kernels is None:
         return None
+    products = find_products(device, dtype, config.width, config.bits) if with_products else None
+    evaluate = FusedHead(head, kernels, products, weights)
 
     def velocity(x_t: Tensor, modulations: Sequence[Tensor], t: float, guidance: float | Tensor) -> Tensor:
-        x = fused.predict(head, kernels, x_t.to(dtype), modulations, affine)
-        return kernels.guided_velocity(x, x_t, remaining(t), guidance, head.config.squashes)
+        return evaluate(x_t, modulations, remaining(t), guidance)
 
     return velocity
 

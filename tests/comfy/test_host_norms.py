@@ -8,7 +8,7 @@ from torch import nn
 
 from bitdance_core.checkpoints.checkpoint import read_checkpoint
 from bitdance_core.checkpoints.locate import ASSETS
-from bitdance_core.model.fused import plain_affine
+from bitdance_core.model.fused import plain_weights
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def affine(pack):
 
 def test_the_core_calls_comfyuis_norms_as_layers(norms):
     for norm in norms:
-        assert plain_affine(norm, torch.ones(1, dtype=norm.weight.dtype)) is None
+        assert plain_weights(norm, torch.ones(1, dtype=norm.weight.dtype)) is None
 
 
 def test_numbers_that_are_used_as_they_are_are_read(norms, affine):

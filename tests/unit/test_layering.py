@@ -15,6 +15,7 @@ ALLOWED = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "PI
 OPTIONAL = {
     "batch.ray_workers": {"ray"},
     "model.kernels": {"triton"},
+    "model.products": {"triton"},
     "training.lora": {"peft"},
     "training.trainer": {"accelerate"},
     "training.runner": {"accelerate"},
