@@ -125,7 +125,7 @@ def test_bits_that_came_as_a_latent_are_counted_by_the_pictures_size(report):
             {"batch_size": 3},
             "'image' has 2 .*'reconstruction' 3; connect equally many, or 1",
         ),
-        ({"height": 10}, {"height": 8}, "11x11 pixels, found 8x16"),
+        ({"height": 10}, {"height": 8}, "11x11 pixels, found 16x8"),
     ],
 )
 def test_what_is_no_reconstruction_is_refused(report, image, reconstruction, words):
