@@ -1,12 +1,20 @@
 """Run every check: `python3 scripts/test.py [--long] [--browser] [pytest arguments]`.
 
 --long adds the checks that take minutes (the built-in model on 100 prompts at every size). Browser tests run if
-Chromium is installed; --browser fails if it is not.
+Chromium is installed; --browser fails if it is not. Without further arguments two halves run at the same time, each on
+half of the processor's cores; the output of the second follows that of the first.
 """
 
+import os
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from environment import ensure_all, find_chromium, run
+from environment import ROOT, ensure_all, find_chromium, run
+
+# those that wait for a server and a page, and those that compute: as long as each other
+HALVES = ("tests/browser", "tests/server"), ("tests/unit", "tests/comfy")
 
 
 def main() -> int:
@@ -20,11 +28,26 @@ def main() -> int:
     selection = ["-m", " and ".join(f"not {mark}" for mark in left_out)] if left_out else []
     arguments = [a for a in arguments if a not in ("--long", "--browser")]
     python, _ = ensure_all("test", "demo")
-    for command in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("pytest", *selection, *arguments)):
-        status = run(python.with_name(command[0]), *command[1:])
-        if status:
-            return status
-    return 0
+    ruff, pytest = python.with_name("ruff"), python.with_name("pytest")
+    status = run(ruff, "check", ".") or run(ruff, "format", "--check", ".")
+    if status:
+        return status
+    return run(pytest, *selection, *arguments) if arguments else run_halves(pytest, selection)
+
+
+def run_halves(pytest: Path, selection: list[str]) -> int:
+    """Run both halves at the same time and return an exit status that is not 0 if one failed."""
+    cores = max(1, (os.cpu_count() or 2) // 2)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to the other half
+    first, second = ([str(pytest), *selection, *half] for half in HALVES)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        with subprocess.Popen(second, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT) as process:
+            status = run(*first)
+            status = process.wait() or status
+        said.seek(0)
+        print(said.read(), flush=True)
+    return status
 
 
 if __name__ == "__main__":

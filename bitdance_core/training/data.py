@@ -118,7 +118,7 @@ class Pictures:
     def bucket(self, size: Size) -> Size:
         """Return the size to cut to. Raises BitDanceError for a smaller picture: enlarging would teach blur."""
         if min(size) < self.side:
-            raise BitDanceError(f"is {size[0]}x{size[1]} (height x width), smaller than --size {self.side}")
+            raise BitDanceError(f"is {size[1]}x{size[0]} (width x height), smaller than --size {self.side}")
         return self.side, self.side
 
     def condition(self, words: str, size: Size) -> Condition:

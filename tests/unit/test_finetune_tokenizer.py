@@ -224,7 +224,7 @@ def test_check_reports_and_writes_nothing(data, tmp_path, capsys):
         (data / "small.png").unlink()
     report = capsys.readouterr().out
     assert "pictures: 12, cut to 64x64" in report and "bits keep their meaning" in report
-    assert "small.png (is 100x40 (height x width), smaller than --size 64)" in report
+    assert "small.png (is 40x100 (width x height), smaller than --size 64)" in report
     assert not list(tmp_path.iterdir())
 
 
