@@ -34,7 +34,7 @@ def test_an_output_shows_its_pictures(count, size):
     assert shown.format == "PNG" and shown.size == size
     levels = {int(level) for level in np.unique(np.asarray(shown)[..., 0])} - {0}
     assert levels == {40 * k + 10 for k in range(count)}
-    assert repr(output).startswith(f"GenerateOutput({count} of 4x6 pixels")
+    assert repr(output).startswith(f"GenerateOutput({count} of 6x4 pixels")
 
 
 def test_a_bar_counts_patches_and_the_callback_is_called_too(pipe, capsys):
