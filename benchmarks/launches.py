@@ -113,9 +113,7 @@ def products_by(launches: Launches) -> SimpleNamespace:
 
 
 @SEEN
-def evaluation(
-    config, with_kernels: bool, with_products: bool = False, weights: fused.Weights = fused.plain_weights
-) -> Counter[str]:
+def evaluation(config, with_kernels: bool, with_products: bool = False) -> Counter[str]:
     """Count one guided evaluation of the head for one picture."""
     current: list[Launches] = []
     head = DiffusionHead(config.head, attend=attend_by(current), device="meta", dtype=DTYPE)
@@ -132,7 +130,7 @@ def evaluation(
             head_velocity(head, x_t, modulations, TIME, GUIDANCE)
             return
         products = products_by(launches) if with_products else None
-        evaluate = fused.FusedHead(head, kernels_by(launches), products, weights)
+        evaluate = fused.FusedHead(head, kernels_by(launches), products)
         evaluate(x_t, modulations, 1 - TIME, GUIDANCE)
 
     return count(work)
@@ -175,7 +173,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {
         "head, an evaluation": evaluation(config, False),
         "- with Triton's kernels": evaluation(config, True),
-        "- with Triton's kernels, norms as a host's layers": evaluation(config, True, weights=lambda layer, x: None),
         "- with Triton's kernels and products": evaluation(config, True, True),
         "sampler, a step": sampler_step(config),
     }

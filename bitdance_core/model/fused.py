@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -25,19 +26,26 @@ log = logging.getLogger(__name__)
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 
-# a layer and its input -> the layer's weight and bias on the input's device and in its dtype; None: only it can tell
+# a layer and its input -> a context, in which the layer's weight and bias are good, on the input's device and in its
+# dtype; None: only the layer can tell
 Numbers = tuple[Tensor, Tensor] | None
-Weights = Callable[[nn.Module, Tensor], Numbers]
+Weights = Callable[[nn.Module, Tensor], AbstractContextManager[Numbers]]
 
 OWN_FORWARD = nn.LayerNorm.forward, nn.Linear.forward
+PLAIN = {Tensor, nn.Parameter}  # types of tensors whose numbers are what their dtype says
 
 
-def plain_weights(layer: nn.Module, x: Tensor) -> Numbers:
-    """Return the weight and bias of PyTorch's own LayerNorm or Linear. Of a quantized layer, and of a host's, which may
+def plain_weights(layer: nn.Module, x: Tensor) -> AbstractContextManager[Numbers]:
+    """Lend the weight and bias of PyTorch's own LayerNorm or Linear. Of a quantized layer, and of a host's, which may
     cast them at each use or keep them elsewhere, nothing: it is called as a layer.
     """
+    return nullcontext(as_they_are(layer, x) if type(layer).forward in OWN_FORWARD else None)
+
+
+def as_they_are(layer: nn.Module, x: Tensor) -> Numbers:
+    """Return a layer's weight and bias if they are plain tensors in the dtype, and on the device, of x."""
     weight, bias = layer.weight, layer.bias
-    is_plain = type(layer).forward in OWN_FORWARD and {type(weight), type(bias)} <= {Tensor, nn.Parameter}
+    is_plain = {type(weight), type(bias)} <= PLAIN
     return (weight, bias) if is_plain and weight.dtype == x.dtype and weight.device == x.device else None
 
 
@@ -168,32 +176,32 @@ class FusedHead:
             y, gate = block.w2(self._swiglu(block.w1, h)) if block.swiglu else block.mlp(h), next_gate
         return self._output((x, y, gate), parts[-1], (x_t, remaining, guidance, head.config.squashes))
 
-    def _matrix(self, layer: nn.Module, like: Tensor) -> Numbers:
-        return None if self.products is None else self.weights(layer, like)
+    def _matrix(self, layer: nn.Module, like: Tensor) -> AbstractContextManager[Numbers]:
+        return nullcontext() if self.products is None else self.weights(layer, like)
 
     def _input(self, x_t: Tensor, like: Tensor) -> Tensor:
-        numbers = self._matrix(self.head.input_proj, like)
-        return self.head.input_proj(x_t.to(like.dtype)) if numbers is None else self.products.linear(x_t, *numbers)
+        with self._matrix(self.head.input_proj, like) as numbers:
+            return self.head.input_proj(x_t.to(like.dtype)) if numbers is None else self.products.linear(x_t, *numbers)
 
     def _norm(
         self, layer: nn.Module, x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(x + gate * y, its norm modulated) [B, P, W]."""
-        numbers = self.weights(layer, x)
-        if numbers is not None:
-            return self.kernels.gated_norm(x, y, gate, numbers, 1e-6, scale, shift)
+        with self.weights(layer, x) as numbers:
+            if numbers is not None:
+                return self.kernels.gated_norm(x, y, gate, numbers, 1e-6, scale, shift)
         x = x if len(x) == len(scale) else x.repeat(len(scale) // len(x), 1, 1)
         x = x if y is None else torch.addcmul(x, gate, y)
         return x, torch.addcmul(shift, layer(x), scale)
 
     def _swiglu(self, layer: nn.Module, h: Tensor) -> Tensor:
-        numbers = self._matrix(layer, h)
-        return self.kernels.swiglu(layer(h)) if numbers is None else self.products.swiglu_linear(h, *numbers)
+        with self._matrix(layer, h) as numbers:
+            return self.kernels.swiglu(layer(h)) if numbers is None else self.products.swiglu_linear(h, *numbers)
 
     def _output(self, stream: tuple, modulation: Sequence[Tensor], flow: tuple) -> Tensor:
         last = self.head.final_layer.linear
-        numbers = self._matrix(last, stream[0])
-        if numbers is not None:
-            return self.products.closing(*stream, 1e-6, *modulation, *numbers, *flow)
+        with self._matrix(last, stream[0]) as numbers:
+            if numbers is not None:
+                return self.products.closing(*stream, 1e-6, *modulation, *numbers, *flow)
         h = self.kernels.gated_norm(*stream, None, 1e-6, *modulation)[1]
         return self.kernels.guided_velocity(last(h), *flow)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ...bitdance_core.model.fused import PLAIN, Numbers, as_they_are
 from ...bitdance_core.sampling.patch import HeadVelocity, compiled_velocity, fused_velocity
 
 
@@ -13,16 +18,19 @@ def velocity_of(model, dtype: torch.dtype) -> HeadVelocity | None:
     head, options = model.model.diffusion_model.head, model.model_options.get("torch_compile_kwargs")
     if options is not None:
         return compiled_velocity(head, **options)
-    return fused_velocity(head, model.load_device, dtype, affine)
+    return fused_velocity(head, model.load_device, dtype, lent_weights)
 
 
-def affine(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the weight and bias of a norm of ComfyUI's that uses them as they are, where they are.
-
-    Of one that casts, fetches or patches them at each use, nothing: it is called as a layer.
+@contextmanager
+def lent_weights(layer: nn.Module, like: Tensor) -> Iterator[Numbers]:
+    """Lend the weight and bias of a layer of ComfyUI's as the layer itself would use them: cast, fetched and patched
+    where it does so at each use, and given back after the context. None of those that are no plain tensors then.
     """
-    if norm.comfy_cast_weights or norm.weight_function or norm.bias_function:
-        return None
-    weight, bias = norm.weight, norm.bias
-    is_plain = weight is not None and bias is not None and weight.dtype == x.dtype and weight.device == x.device
-    return (weight, bias) if is_plain else None
+    if not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function):
+        yield as_they_are(layer, like)
+        return
+    fetched = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    try:
+        yield fetched[:2] if {type(numbers) for numbers in fetched[:2]} <= PLAIN else None
+    finally:
+        comfy.ops.uncast_bias_weight(layer, *fetched)

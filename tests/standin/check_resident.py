@@ -6,6 +6,7 @@ import gc
 import logging
 import shutil
 import weakref
+from contextlib import nullcontext
 from importlib import import_module
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from bitdance_core.checkpoints.locate import ASSETS
 from drawing import bits_of, draw, encode
+from plain_kernels import plain_gated_norm, plain_kernels
 from tracing import Traced
 
 HEAD_KEY = "diffusion_model.head.final_layer.linear.weight"
@@ -263,6 +265,33 @@ def test_layers_are_fetched_ahead_where_the_head_has_room(pack, card, model, pos
     model.partially_unload(None, 1e30)
     monkeypatch.setattr(mm, "get_free_memory", lambda *_: 10**6)
     assert not pack.placement.has_room_to_prefetch(model, layers)
+
+
+def test_norms_of_dynamic_memory_go_through_the_kernels(pack, card, model, positive, monkeypatch):
+    """Their numbers are fetched and patched for the kernel as for the layer, and given back."""
+    patch, velocity = import_module("pack.bitdance_core.sampling.patch"), import_module("pack.nodes.comfy.velocity")
+    given = []
+
+    def gated_norm(x, y, gate, numbers, *others):
+        given.append(numbers is not None)
+        return plain_gated_norm(x, y, gate, numbers, *others)
+
+    monkeypatch.setattr(patch, "find_kernels", lambda *_: plain_kernels(gated_norm=gated_norm))
+    monkeypatch.setattr(pack.placement, "RESIDENT_SHARE", 0)
+    keys = [key for key in model.model.state_dict() if "head.res_blocks" in key and ".norm" in key]
+    patched = model.clone()
+    weight = model.model.state_dict()[keys[0]]
+    assert len(patched.add_patches({key: ("diff", (torch.ones_like(weight),)) for key in keys})) == len(keys) > 4
+    pictures = {}
+    for way in ("lent", "as layers"):
+        for name, chosen in (("plain", model), ("patched", patched)):
+            given.clear()
+            pictures[way, name] = bits_of(draw(pack, chosen, positive))
+            # the final layer's norm has no numbers
+            assert given.count(True) == (0 if way == "as layers" else given.count(False) * len(keys) // 2)
+        monkeypatch.setattr(velocity, "lent_weights", lambda *_: nullcontext())
+    assert model.head().is_dynamic() and not pictures["lent", "plain"].equal(pictures["lent", "patched"])
+    assert all(pictures["lent", name].equal(pictures["as layers", name]) for name in ("plain", "patched"))
 
 
 def test_a_compiled_heads_graphs_are_its_pictures_own(pack, card, model, positive, expected, traced):
