@@ -89,7 +89,7 @@ def write_cache(
         packed, captions = found.setdefault(tuple(bits.shape[2:]), ([], []))
         packed.append(pack(bits).numpy())
         captions += [scene.caption for scene in chosen]
-        if (batch + 1) % 100 == 0 or batch + 1 == count:
+        if (batch + 1) % 20 == 0 or batch + 1 == count:
             print(f"{(batch + 1) * BATCH} scenes, {time.time() - begun:.0f} s", flush=True)
     arrays = {"bits_per_token": np.array(bits.shape[1])}
     for (height, width), (packed, captions) in found.items():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from builtin.scenes.captions import Meaning, Part, write_caption
 from builtin.scenes.grounds import GRADIENTS, OUTDOORS, PLAIN, paint_ground
-from builtin.scenes.things import THINGS, is_kept_out
+from builtin.scenes.things import HIDDEN_ON, THINGS, is_kept_out
 
 SIDE = 128  # pixels of the shorter side that the numbers below are for
 SIDES = {"large": (92, 104), "small": (50, 58)}  # of a thing, in pixels of SIDE; two or more are small
@@ -45,7 +45,17 @@ class Scene:
 
 
 def random_meaning(rng: np.random.Generator, kind: str | None = None, unseen: bool = False) -> Meaning:
-    """What a scene shows. Pairs that training never shows come only where `unseen`, and then nothing else."""
+    """What a scene shows: nothing that can hardly be seen on its ground. Pairs that training never shows come only
+    where `unseen`, and then nothing else.
+    """
+    while True:
+        meaning = _any_meaning(rng, kind, unseen)
+        hidden = [HIDDEN_ON.get(colour, ()) for colour in (meaning.ground.top, meaning.ground.bottom)]
+        if not any(part.name in names for part in meaning.parts for names in hidden):
+            return meaning
+
+
+def _any_meaning(rng: np.random.Generator, kind: str | None, unseen: bool) -> Meaning:
     kind = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
     group = rng.choice(len(GROUND_KINDS), p=[share for _, share in GROUND_KINDS])
     grounds = GROUND_KINDS[group][0]

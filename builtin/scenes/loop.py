@@ -32,6 +32,7 @@ class Plan:
     warmup: int = 100
     decay: int = 0
     weight_decay: float = 0.0
+    muon_dtype: torch.dtype = torch.bfloat16  # of its products
     ema: float = 0.998
     minutes: float = float("inf")
     save_seconds: float = 180
@@ -72,7 +73,7 @@ def make_optimizers(module: nn.Module, plan: Plan, is_matrix: Callable[[str, nn.
     others = [p for name, p in named if not is_matrix(name, p)]
     optimizers = []
     if matrices:
-        optimizers.append(Muon(matrices, plan.muon_lr, weight_decay=plan.weight_decay))
+        optimizers.append(Muon(matrices, plan.muon_lr, weight_decay=plan.weight_decay, dtype=plan.muon_dtype))
     if others:
         optimizers.append(torch.optim.AdamW(others, plan.adam_lr, betas=(0.9, 0.95), weight_decay=0.0))
     for optimizer in optimizers:

@@ -12,14 +12,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Nearly orthogonal matrices [..., m, n] of the same singular vectors (Newton-Schulz): singular values in about
-    [0.7, 1.2]. Computed in bfloat16, as its authors do.
+    [0.7, 1.2]. Computed in `dtype`, bfloat16 as its authors do.
     """
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
-    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)).bfloat16()
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)).to(dtype)
     for _ in range(ROUNDS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -32,7 +32,15 @@ class Muon(torch.optim.Optimizer):
     (`torch.optim.Muon` takes matrices alone.)
     """
 
-    def __init__(self, parameters: Iterable, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        parameters: Iterable,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.dtype = dtype
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -43,7 +51,9 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     by_shape.setdefault((weight.shape[0], weight[0].numel()), []).append(weight)
             for (rows, columns), weights in by_shape.items():
-                updates = orthogonalize(torch.stack([self._direction(w, group["momentum"]) for w in weights]))
+                updates = orthogonalize(
+                    torch.stack([self._direction(w, group["momentum"]) for w in weights]), self.dtype
+                )
                 scale = group["lr"] * max(1, rows / columns) ** 0.5
                 for weight, update in zip(weights, updates):
                     weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.view_as(weight), alpha=scale)

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -203,6 +204,9 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=2e-3)
     parser.add_argument("--no-muon", action="store_true", help="AdamW alone")
+    parser.add_argument(
+        "--float32", action="store_true", help="products in float32: faster where a CPU has AVX512-BF16 but no AMX"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU, not on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for field in dataclasses.fields(Settings):
@@ -212,10 +216,20 @@ def main() -> None:
     settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
     args.run.mkdir(parents=True, exist_ok=True)
     (args.run / "settings.json").write_text(json.dumps({k: str(v) for k, v in vars(args).items()}, indent=2) + "\n")
+    if args.start:  # its table of tokens is read by these ids
+        shutil.copyfile(args.start / "tokenizer.json", args.run / "tokenizer.json")
     prompts = prompt_tokenizer(args.run / "tokenizer.json")
     autoencoder = load_tokenizer(args.tokenizer)
     config = model_config(prompts, autoencoder.config, args.side, args.width, args.layers, args.head, args.depth)
-    plan = Plan(args.steps, args.adam_lr, args.muon_lr, decay=args.decay, minutes=args.minutes, ema=0.999)
+    plan = Plan(
+        args.steps,
+        args.adam_lr,
+        args.muon_lr,
+        decay=args.decay,
+        muon_dtype=torch.float32 if args.float32 else torch.bfloat16,
+        ema=0.999,
+        minutes=args.minutes,
+    )
 
     def write(step: int) -> None:
         ema = torch.load(args.run / "state.pt", weights_only=True, map_location="cpu")["ema"]
@@ -230,6 +244,7 @@ def main() -> None:
         plan,
         args.device,
         args.start,
+        operations=nn if args.float32 else Bf16Operations,
         compiles=args.compile,
         on_save=write,
         muon=not args.no_muon,

@@ -16,11 +16,11 @@ from builtin.scenes import cache, grow, loop, train_model, train_tokenizer
 from builtin.scenes import model as scenes_model
 from builtin.scenes.captions import Meaning, Part, read_caption
 from builtin.scenes.compose import Composer, Scene, place, random_scene
-from builtin.scenes.grounds import ALL_GROUNDS, GRADIENTS, PLAIN, Ground
+from builtin.scenes.grounds import ALL_GROUNDS, COLOURS, GRADIENTS, PLAIN, Ground
 from builtin.scenes.muon import orthogonalize
 from builtin.scenes.read_back import Reader
 from builtin.scenes.score import holds, is_right, judge, score_task, summary
-from builtin.scenes.things import BY_NAME, THINGS, is_kept_out
+from builtin.scenes.things import BY_NAME, HIDDEN_ON, THINGS, is_kept_out
 
 TINY = AutoencoderConfig(channels=32, channel_multipliers=(1, 1), num_res_blocks=1, bits=8, gan_decoder=False)
 
@@ -84,6 +84,13 @@ def test_pairs_kept_out_never_come_in_training():
     share = np.mean([is_kept_out(a, b) for a in names for b in names if a != b])
     assert 0.08 < share < 0.12
     assert all(is_kept_out(a, b) == is_kept_out(b, a) for a in names[:20] for b in names[:20] if a != b)
+
+
+def test_nothing_is_shown_that_can_hardly_be_seen():
+    grounds = [(s.meaning.ground, {part.name for part in s.meaning.parts}) for s in random_scenes(3000)]
+    assert any(ground == Ground("yellow") for ground, _ in grounds)
+    assert not any(names & HIDDEN_ON.get(colour, set()) for g, names in grounds for colour in (g.top, g.bottom))
+    assert set().union(*HIDDEN_ON.values()) < set(BY_NAME) and HIDDEN_ON.keys() < set(COLOURS)
 
 
 def test_a_seed_is_a_scene_and_a_picture(art):
