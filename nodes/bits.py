@@ -41,9 +41,9 @@ class BitDanceEmptyBits(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=32,
-                    tooltip=f"The picture's {name} in pixels. Set both to 0 for the model's own size. The built-in "
-                    "model draws 64x64 and 128x64 (width x height), the 14B models 1024x1024 and other shapes of that "
-                    "area.",
+                    tooltip=f"The picture's {name} in pixels. Set both to 0 for the model's own size. Width x "
+                    "height are 128x128, 192x128 or 128x192 for scenes, 64x64 or 128x64 for builtin, and 1024x1024 or "
+                    "other shapes of that area for the 14B models.",
                 )
                 for name in ("width", "height")
             ]

@@ -89,10 +89,10 @@ class BitDanceLoadModel(io.ComfyNode):
                     "model_name",
                     options=names,
                     extra_dict={"labels": labels.model_labels(names)},
-                    tooltip="The small built-in model, a model in ComfyUI's folders (bitdance, diffusion_models, "
-                    "checkpoints), or a published one, which is downloaded into models/bitdance. The list says how "
-                    "large each is and from which graphics card on it runs well; smaller cards work more slowly. "
-                    '"recommended" suits this machine best.',
+                    tooltip="A small model that is built in (scenes or builtin), a model in ComfyUI's folders "
+                    "(bitdance, diffusion_models, checkpoints), or a published one, which is downloaded into "
+                    "models/bitdance. The list says how large each is and from which graphics card on it runs well; "
+                    'smaller cards work more slowly. "recommended" suits this machine best.',
                 ),
                 WEIGHT_DTYPE,
                 *download_inputs(),

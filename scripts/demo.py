@@ -16,7 +16,7 @@ from comfyui import Server, comfy_cli, run_workflow
 from environment import COMFYUI, ROOT, ensure_all, run
 
 WORKFLOW = ROOT / "workflows" / "BitDance 1 Text to Image.json"
-PROMPT = "a large red star on a blue background"
+PROMPT = "a fox next to a mushroom on grass"
 PICTURE = ROOT / "demo.png"
 
 

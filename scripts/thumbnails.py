@@ -1,4 +1,7 @@
-"""Make the workflows' thumbnails by running them: `.venv/bin/python scripts/thumbnails.py` (after scripts/demo.py)."""
+"""Make the workflows' thumbnails by running them: `.venv/bin/python scripts/thumbnails.py` (after scripts/demo.py).
+
+With words, only workflows whose names have one of them: `scripts/thumbnails.py Inpaint Outpaint`.
+"""
 
 import io
 import json
@@ -7,7 +10,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from bitdance_core.checkpoints.files import write_whole
 from comfyui import Server, comfy_cli, run_workflow
 from environment import COMFYUI, ROOT, ensure_comfyui
 
@@ -20,6 +22,8 @@ def main() -> None:
     python = Path(sys.executable)
     with Server(python, ensure_comfyui(), COMFYUI / "demo", "--cpu") as server:
         for workflow in sorted((ROOT / "workflows").glob("*.json")):
+            if sys.argv[1:] and not any(word in workflow.stem for word in sys.argv[1:]):
+                continue
             if workflow.stem in CARDS:
                 write(in_a_row([card(words) for words in CARDS[workflow.stem]]), workflow.with_suffix(".jpg"))
                 continue
@@ -31,7 +35,7 @@ def main() -> None:
 
 
 def write(image: Image.Image, path: Path) -> None:
-    write_whole(path, lambda file: image.save(file, "JPEG", quality=88))
+    image.save(path, "JPEG", quality=88)
 
 
 def card(words: str) -> Image.Image:

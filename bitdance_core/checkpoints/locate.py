@@ -10,12 +10,13 @@ from ..errors import BitDanceError, MissingFileError
 from .hub import DOWNLOADS, HUB_ID, MODEL_FILES, download
 
 ASSETS = Path(__file__).parents[1] / "assets"
+BUILTIN_MODELS = ("scenes", "builtin")  # folders of ASSETS; the first is what a newcomer sees
 Source = str | Path | Sequence[str | Path] | Mapping[str, str | Path]  # a mapping is read as the list of its values
 
 
 def builtin_models() -> list[str]:
-    """Return the names of the models that ship in the package."""
-    return sorted(folder.name for folder in ASSETS.iterdir() if folder.is_dir())
+    """Return the names of the models that ship in the package, the one to begin with first."""
+    return list(BUILTIN_MODELS)
 
 
 def locate(

@@ -50,7 +50,7 @@ def random_meaning(rng: np.random.Generator, kind: str | None = None, unseen: bo
     """
     while True:
         meaning = _any_meaning(rng, kind, unseen)
-        hidden = [HIDDEN_ON.get(colour, ()) for colour in (meaning.ground.top, meaning.ground.bottom)]
+        hidden = [HIDDEN_ON.get(ground, ()) for ground in (meaning.ground.top, meaning.ground.bottom)]
         if not any(part.name in names for part in meaning.parts for names in hidden):
             return meaning
 

@@ -1,7 +1,8 @@
 """Fetch the drawings of Fluent Emoji (flat style, MIT) and rasterize them into one file; the only part that needs
-`npm` and `resvg-py`.
+`npm` and `resvg-py`. Another package of Iconify's has the same things in another style.
 
     python -m builtin.scenes.drawings runs/scenes/drawings.npz
+    python -m builtin.scenes.drawings runs/scenes/noto.npz --package @iconify-json/noto
     python -m builtin.scenes.drawings runs/scenes/drawings.npz --icons package/icons.json
 """
 
@@ -25,7 +26,7 @@ SIDE = 256  # pixels of a rasterized drawing
 Art = dict[str, Image.Image]  # a thing's name -> its drawing, RGBA
 
 
-def fetch_icons(package: str = PACKAGE) -> dict:
+def fetch_icons(package: str) -> dict:
     """The icons of an Iconify package, from npm."""
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True, check=True)
@@ -64,9 +65,10 @@ def load_art(path: Path) -> Art:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("to", type=Path)
+    parser.add_argument("--package", default=PACKAGE, help="of npm")
     parser.add_argument("--icons", type=Path, help="icons.json of the package (default: fetch it by npm)")
     args = parser.parse_args()
-    icons = json.loads(args.icons.read_text()) if args.icons else fetch_icons()
+    icons = json.loads(args.icons.read_text()) if args.icons else fetch_icons(args.package)
     art = {thing.name: np.asarray(trim(rasterize(icons, thing.icon, 2 * SIDE))) for thing in THINGS}
     args.to.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(args.to, **art)

@@ -19,6 +19,7 @@ LARGE = 37  # from this side on a thing is large
 MOST = 6  # things of a picture
 LEAST = 0.5  # of a drawing's strength: what is paler than that is not there
 FAINT = 3.0  # squared difference, summed, below which a drawing cannot be seen
+NEEDED = 13.0, 0.2  # what a drawing alone must explain: so much, and a share of its difference from the ground
 NEAR = 11  # pixels at READ_SIDE: closer, two middles are one thing's
 RING = 4  # pixels of the margin that the ground is read from
 FAR = 0.03  # squared distance of a colour from which it is another one
@@ -145,8 +146,8 @@ class Reader:
         window += match.strength * drawing[3:] * (drawing[:3] - window)
 
     def _needed(self, picture: Tensor, ground: Tensor, found: list[Match]) -> list[Match]:
-        """Those without which the whole explains the picture less: a large drawing may have hidden several small ones
-        until these were found.
+        """Those without which the whole explains the picture clearly less: a large drawing may have hidden several
+        small ones until these were found, and a stripe of a tiger may look like lightning.
         """
 
         def error(matches: list[Match]) -> float:
@@ -157,9 +158,15 @@ class Reader:
 
         for match in list(found):
             others = [other for other in found if other is not match]
-            if error(others) < error(found) + FAINT / 2:
+            if error(others) < error(found) + max(NEEDED[0], NEEDED[1] * self._difference(ground, match)):
                 found = others
         return found
+
+    def _difference(self, ground: Tensor, match: Match) -> float:
+        """The squared difference that a drawing makes on the bare ground, summed."""
+        _, side, drawing = self.templates[match.template]
+        window = ground[:, match.y : match.y + side, match.x : match.x + side]
+        return (drawing[3:] * (drawing[:3] - window)).square().sum().item()
 
     def _place(self, match: Match, height: int, width: int) -> Found:
         name, side, _ = self.templates[match.template]

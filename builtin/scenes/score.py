@@ -15,7 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +24,15 @@ import torch
 from builtin.scenes.batches import to_signed
 from builtin.scenes.cache import load_tokenizer
 from builtin.scenes.captions import Meaning, read_caption
-from builtin.scenes.compose import Composer, Scene, random_scene, sheet
+from builtin.scenes.compose import SIDE, Composer, Placed, Scene, random_scene, sheet
 from builtin.scenes.drawings import load_art
 from builtin.scenes.loop import step_rng
-from builtin.scenes.read_back import Found, Reader, Reading
+from builtin.scenes.read_back import READ_SIDE, Found, Reader, Reading
 
 STAGE = 4  # of a run's randomness
 TASKS = ("single_object", "two_object", "counting", "colors", "position")
 UNSEEN = ("two_object", "position")  # tasks of two things, judged once more on pairs that training never showed
+SEEN = 26.0  # squared difference from the ground (see `difference`) below which a thing can hardly be seen
 APART = 0.12  # of a side: the least distance that makes a relation
 
 Draw = Callable[[Scene, int], np.ndarray]  # a scene and its number -> pixels uint8 [H, W, 3]
@@ -48,8 +49,8 @@ class Score:
     right: dict[str, bool]
 
 
-def task_scene(task: str, rng: np.random.Generator, unseen: bool = False) -> Scene:
-    """A fresh scene of a task, whose caption says all that is judged."""
+def task_scene(task: str, composer: Composer, rng: np.random.Generator, unseen: bool = False) -> Scene:
+    """A fresh scene of a task, whose caption says all that is judged, and in which all things can be seen."""
     kind = {"two_object": "two", "position": "two", "counting": "count"}.get(task, "one")
     while True:
         scene = random_scene(rng, kind, unseen)
@@ -58,7 +59,14 @@ def task_scene(task: str, rng: np.random.Generator, unseen: bool = False) -> Sce
             continue
         if task == "position" and meaning.relation == "beside":
             continue
-        return scene
+        if all(difference(composer, scene, thing) >= SEEN for thing in scene.placed):
+            return scene
+
+
+def difference(composer: Composer, scene: Scene, thing: Placed) -> float:
+    """The squared difference that a thing makes on its bare ground, summed over pixels at READ_SIDE."""
+    bare, alone = (composer.paint(replace(scene, placed=placed)) for placed in ((), (thing,)))
+    return float(np.square((alone - bare.astype(float)) / 255).sum() * (READ_SIDE / SIDE) ** 2)
 
 
 def holds(relation: str, first: Found, second: Found) -> bool:
@@ -91,11 +99,13 @@ def is_right(task: str, right: dict[str, bool]) -> bool:
     return right["relation"] if task == "position" and right["counts"] else right["counts"]
 
 
-def score_task(task: str, draw: Draw, reader: Reader, prompts: int, seed: int, unseen: bool = False) -> list[Score]:
+def score_task(
+    task: str, draw: Draw, composer: Composer, reader: Reader, prompts: int, seed: int, unseen: bool = False
+) -> list[Score]:
     scores = []
     for number in range(prompts):
         rng = step_rng(seed, STAGE, number * 100 + 10 * TASKS.index(task) + unseen)[0]
-        scene = task_scene(task, rng, unseen)
+        scene = task_scene(task, composer, rng, unseen)
         pixels = draw(scene, number)
         reading = reader.read(pixels)
         scores.append(Score(task, scene, reading, pixels, judge(scene.meaning, read_caption(scene.caption), reading)))
@@ -124,10 +134,10 @@ def through_tokenizer(folder: Path, composer: Composer) -> Draw:
     return draw
 
 
-def by_model(folder: Path, device: str, settings: dict) -> Draw:
+def by_model(model: str, device: str, settings: dict) -> Draw:
     from bitdance_core import BitDancePipeline
 
-    pipe = BitDancePipeline.from_pretrained(folder, device=device, dtype=torch.float32)
+    pipe = BitDancePipeline.from_pretrained(model, device=device, dtype=torch.float32)
     return lambda scene, number: np.asarray(pipe.generate(scene.caption, seed=number, **settings).images[0])
 
 
@@ -135,28 +145,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("drawings", type=Path)
     parser.add_argument("--tokenizer", type=Path, help="judge the reader: drawings passed through this tokenizer")
-    parser.add_argument("--model", type=Path, help="judge a model folder")
+    parser.add_argument("--model", help="judge a model: a folder or a built-in name")
     parser.add_argument("--prompts", type=int, default=100, help="of each task")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--seed", type=int, default=1, help="of the choice of prompts")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--sampler", default="euler_maruyama")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the figures")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet: the first 8 of each task")
+    parser.add_argument("--prompt", help="draw this with the seeds 0 to 23 onto --sheet, and judge nothing")
     args = parser.parse_args()
     art = load_art(args.drawings)
     composer, reader = Composer(art), Reader(art)
     if args.model:
-        draw = by_model(args.model, args.device, {"steps": args.steps, "guidance": args.guidance})
+        settings = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
+        draw = by_model(args.model, args.device, settings)
     elif args.tokenizer:
         draw = through_tokenizer(args.tokenizer, composer)
     else:
         draw = lambda scene, number: composer.paint(scene)  # noqa: E731
+    if args.prompt:
+        asked = Scene(args.prompt, read_caption(args.prompt), ())
+        sheet([draw(asked, seed) for seed in range(24)], 8).save(args.sheet)
+        return
     figures, shown, wrong = {}, [], Counter()
     for task, unseen in [(t, False) for t in args.tasks] + [(t, True) for t in UNSEEN if t in args.tasks]:
         begun = time.perf_counter()
-        scores = score_task(task, draw, reader, args.prompts, args.seed, unseen)
+        scores = score_task(task, draw, composer, reader, args.prompts, args.seed, unseen)
         name = task + " of unseen pairs" * unseen
         figures[name] = summary(scores)
         print(f"{name:<30} {figures[name]}  {(time.perf_counter() - begun) / len(scores):.2f} s each", flush=True)

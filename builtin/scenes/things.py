@@ -65,17 +65,20 @@ BY_NAME = {thing.name: thing for thing in THINGS}
 
 
 # grounds of about a thing's own colour, on which it can hardly be seen (squared differences of a drawing at 25 x 25
-# pixels sum to less than 19; the orange is there for its name)
+# pixels sum to less than 26; the orange is there for its name)
 _HIDDEN_ON = {
-    "orange": "bell, cat, chick, fire, key, lightning, moon, orange, pineapple, pizza, sun",
-    "yellow": "banana, bell, chick, key, lemon, light bulb, moon, star",
-    "red": "balloon, heart, lightning",
+    "orange": "bell, cat, chick, fire, key, light bulb, lightning, moon, octopus, orange, pineapple, pizza, star, sun",
+    "yellow": "banana, bell, chick, key, lemon, light bulb, lightning, moon, pineapple, star",
+    "red": "balloon, heart, lightning, rose",
+    "brown": "bear, lightning",
+    "grey": "elephant, umbrella",
+    "pink": "cloud",
     "purple": "umbrella",
     "white": "cloud",
-    "grey": "elephant",
-    "brown": "bear",
+    "grass": "cactus",
+    "night": "grapes",
 }
-HIDDEN_ON = {colour: frozenset(names.split(", ")) for colour, names in _HIDDEN_ON.items()}
+HIDDEN_ON = {ground: frozenset(names.split(", ")) for ground, names in _HIDDEN_ON.items()}
 
 
 def is_kept_out(one: str, other: str) -> bool:

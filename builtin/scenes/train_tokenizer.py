@@ -2,7 +2,7 @@ r"""Train the binary tokenizer of scenes; a smaller one that was trained grows i
 
     R=runs/scenes
     python -m builtin.scenes.train_tokenizer $R/drawings.npz --run $R/tokenizer128 \
-        --start builtin/scenes/start/ae.safetensors
+        --start bitdance_core/assets/scenes/ae.safetensors
 
 Goes on where the run stopped. `--device cuda --minutes 9` fits a GPU's ten-minute call, with the drawings prepared
 before and no network. With --decoder-only the bits stay as they are: what a model was trained on keeps its meaning.

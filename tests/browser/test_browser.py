@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from browser import GRAPH, RECTANGLES, RENDERERS, fetch, open_page, open_workflow, run
-from builtin import pictures
 from graphs import Graph, draw, images, load
+from scene_reading import shows
 from shared_workflows import EXPECTED, WORKFLOWS, overlapping, path_of, runnable
 
 pytestmark = pytest.mark.browser
@@ -39,7 +39,7 @@ def test_a_workflow_opens_and_shows_its_picture(opened, tmp_path, name):
         page.screenshot(path=Path(SCREENSHOTS) / f"{name}, {renderer}.png")
     for source, prompt in zip(sources, EXPECTED[name]):  # of a batch, the first
         (image,) = images([fetch(page, source)])
-        assert prompt is None or pictures.read(image) == pictures.parse(prompt)
+        assert prompt is None or shows(image, prompt)
     rectangles = page.evaluate(RECTANGLES)
     samplers = [[title, x, y, w, h + PICTURE] for title, x, y, w, h in rectangles if title == "Next-Patch Sampler"]
     others = [rectangle for rectangle in rectangles if rectangle[0] != "Next-Patch Sampler"]

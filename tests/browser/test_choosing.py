@@ -72,7 +72,7 @@ def test_the_list_says_sizes_and_cards_and_the_name_is_chosen(opened):
         page.locator(f"[data-node-id] >> text={LABEL.partition(' · ')[0]}").first.click()
         entries = page.locator("[role=option]")
     entries.filter(has_text=LABEL).wait_for()
-    assert entries.filter(has_text="builtin · 11 MB · any machine · recommended").count() == 1
+    assert entries.filter(has_text="scenes · 30 MB · any machine · recommended").count() == 1
     entries.filter(has_text="BitDance-14B-64x-fp8 · 18 GB download · cards from 12 GB").click()
     page.wait_for_function(f"{LOADER}.widgets[0].value === 'BitDance-14B-64x-fp8 (download)'")
     assert page.evaluate(f"{LOADER}.serialize().widgets_values[0]") == "BitDance-14B-64x-fp8 (download)"

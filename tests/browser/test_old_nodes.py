@@ -5,9 +5,9 @@ import json
 import pytest
 
 from browser import GRAPH, fetch, open_page, open_workflow, run
-from builtin import pictures
-from graphs import PROMPT, images
-from shared_workflows import path_of
+from graphs import images
+from scene_reading import shows
+from shared_workflows import PAIR, path_of
 
 pytestmark = pytest.mark.browser
 
@@ -36,7 +36,7 @@ def test_a_file_with_the_old_id_opens_and_draws(page, tmp_path):
     types = page.evaluate(f"{GRAPH}.map(n => n.type)")
     assert types.count("BitDancePrompt") == 2 and page.locator("text=/missing node/i").count() == 0
     (image,) = images([fetch(page, run(page)[0])])
-    assert pictures.read(image) == pictures.parse(PROMPT)
+    assert shows(image, PAIR)
 
 
 def test_nodes_of_the_other_pack_are_offered_ours(page, server, tmp_path):
@@ -57,4 +57,4 @@ def test_nodes_of_the_other_pack_are_offered_ours(page, server, tmp_path):
     page.wait_for_function(counts, arg=len(known))
     (started,) = server.get("/history").keys() - known
     (image,) = images(server.images(server.wait(started)))
-    assert pictures.read(image) == pictures.parse(PROMPT)
+    assert shows(image, PAIR)

@@ -43,7 +43,8 @@ def test_entries_say_size_card_and_what_suits_the_machine(modules, models):
     labels = modules["labels"].model_labels(names, NO_CARD)
     fp8 = "BitDance-14B-64x-fp8"
     assert labels[f"{fp8} (download)"] == f"{fp8} · 18 GB download · cards from 12 GB"
-    assert labels["builtin"] == "builtin · 11 MB · any machine · recommended"
+    assert labels["scenes"] == "scenes · 30 MB · any machine · recommended"
+    assert labels["builtin"] == "builtin · 11 MB · any machine"
     assert marked(modules, MEDIUM) == [
         (f"{fp8} (download)", f"{fp8} · 18 GB download · cards from 12 GB · recommended")
     ]

@@ -1,21 +1,22 @@
-"""The workflow files that ship, and the prompts that their images must mean."""
+"""The workflow files that ship, and the prompts that their images must mean (see scene_reading)."""
 
 import json
 from pathlib import Path
 
-from graphs import PROMPT
 from paths import ROOT
 
 FOLDER = ROOT / "workflows"
+PAIR = "a fox next to a mushroom on grass"
+EXAMPLE = PAIR  # of nodes/examples/fox.safetensors
 EXPECTED = {
-    "Text to Image": [PROMPT],
-    "Image to Image": [PROMPT, "a large green star on a blue background"],
-    "Inpaint": [PROMPT, "a large red circle on a blue background"],
-    "Outpaint": [PROMPT],
-    "Variations": [PROMPT] * 4,
-    "Reconstruct": [PROMPT, PROMPT],
-    "Bits as Files": [PROMPT],
-    "Stock Nodes": [PROMPT],
+    "Text to Image": [PAIR],
+    "Image to Image": [EXAMPLE, "a fox next to a mushroom at night"],
+    "Inpaint": [EXAMPLE, "a penguin next to a mushroom on grass"],
+    "Outpaint": [EXAMPLE],
+    "Variations": [EXAMPLE] * 4,
+    "Reconstruct": [EXAMPLE, EXAMPLE],
+    "Bits as Files": [EXAMPLE],
+    "Stock Nodes": [PAIR],
     "ImageNet": [None] * 4,  # of random weights, which mean nothing
     "Train a LoRA": [None] * 3,  # with the LoRA of a few steps and without, and the graph of the loss
 }

@@ -74,7 +74,7 @@ def test_the_nodes_are_the_designs(schemas):
     for loader in ("BitDanceLoadModel", "BitDanceLoadTokenizer"):
         assert schemas[loader]["input_order"]["optional"] == ["download", "source"]
     assert schemas["BitDanceNextPatchSampler"]["input"]["required"]["seed"][1]["control_after_generate"] is True
-    assert schemas["BitDanceLoadModel"]["input"]["required"]["model_name"][1]["options"][0] == "builtin"
+    assert schemas["BitDanceLoadModel"]["input"]["required"]["model_name"][1]["options"][:2] == ["scenes", "builtin"]
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -130,7 +130,7 @@ def test_models_in_other_folders_are_found(comfyui, tmp_path):
     options = ("--cpu", "--extra-model-paths-config", str(tmp_path / "paths.yaml"))
     with Server(Path(sys.executable), comfyui, tmp_path / "base", *options) as server:
         listed = server.get("/object_info/BitDanceLoadModel")["BitDanceLoadModel"]["input"]["required"]["model_name"]
-        assert listed[1]["options"][:2] == ["builtin", "deep/mine"]
+        assert listed[1]["options"][:3] == ["scenes", "builtin", "deep/mine"]
         history = server.wait(server.queue(text_to_image(model="deep/mine", steps=1)))
         assert error_of(history) is None and len(images(server.images(history))) == 1
 

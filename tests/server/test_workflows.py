@@ -14,6 +14,7 @@ from builtin import pictures
 from comfyui import PACK, comfy_cli, run_workflow
 from graphs import Graph, images, load, sample, show
 from paths import ROOT
+from scene_reading import shows
 from shared_workflows import EXPECTED, FOLDER, WORKFLOWS, overlapping, path_of, runnable
 
 
@@ -32,7 +33,7 @@ def test_a_workflow_runs_to_pictures_that_mean_what_it_asks(server, base, tmp_pa
     history = server.wait(json.loads(done.stdout.strip().splitlines()[-1])["data"]["prompt_id"])
     drawn = images(server.images(history))
     assert len(drawn) == len(EXPECTED[name])
-    assert all(pictures.read(image) == pictures.parse(prompt) for image, prompt in zip(drawn, EXPECTED[name]) if prompt)
+    assert all(shows(image, prompt) for image, prompt in zip(drawn, EXPECTED[name]) if prompt)
 
 
 def test_a_trained_lora_is_saved_for_the_stock_loader(server, base, tmp_path):

@@ -12,14 +12,14 @@ from bitdance_core import BitDancePipeline
 from bitdance_core.model.text_model import TextReader
 from bitdance_core.model.tokenizer_config import AutoencoderConfig
 from bitdance_core.model.tokenizer_network import BinaryAutoencoder
-from builtin.scenes import cache, grow, loop, train_model, train_tokenizer
+from builtin.scenes import cache, edits, grow, loop, train_model, train_tokenizer
 from builtin.scenes import model as scenes_model
 from builtin.scenes.captions import Meaning, Part, read_caption
 from builtin.scenes.compose import Composer, Scene, place, random_scene
-from builtin.scenes.grounds import ALL_GROUNDS, COLOURS, GRADIENTS, PLAIN, Ground
+from builtin.scenes.grounds import ALL_GROUNDS, COLOURS, GRADIENTS, PLACES, PLAIN, Ground
 from builtin.scenes.muon import orthogonalize
 from builtin.scenes.read_back import Reader
-from builtin.scenes.score import holds, is_right, judge, score_task, summary
+from builtin.scenes.score import holds, is_right, judge, score_task, summary, task_scene
 from builtin.scenes.things import BY_NAME, HIDDEN_ON, THINGS, is_kept_out
 
 TINY = AutoencoderConfig(channels=32, channel_multipliers=(1, 1), num_res_blocks=1, bits=8, gan_decoder=False)
@@ -90,7 +90,7 @@ def test_nothing_is_shown_that_can_hardly_be_seen():
     grounds = [(s.meaning.ground, {part.name for part in s.meaning.parts}) for s in random_scenes(3000)]
     assert any(ground == Ground("yellow") for ground, _ in grounds)
     assert not any(names & HIDDEN_ON.get(colour, set()) for g, names in grounds for colour in (g.top, g.bottom))
-    assert set().union(*HIDDEN_ON.values()) < set(BY_NAME) and HIDDEN_ON.keys() < set(COLOURS)
+    assert set().union(*HIDDEN_ON.values()) < set(BY_NAME) and HIDDEN_ON.keys() < {*COLOURS, *PLACES}
 
 
 def test_a_seed_is_a_scene_and_a_picture(art):
@@ -307,6 +307,13 @@ def test_an_empty_picture_shows_nothing(reader):
         assert reader.read(empty).found == () and reader.read(empty).ground == ground
 
 
+def test_what_can_hardly_be_seen_is_not_asked_for(art):
+    orange = Image.new("RGBA", (256, 256), (248, 150, 64, 255))
+    composer = Composer({thing.name: orange for thing in THINGS})
+    scenes = [task_scene("colors", composer, np.random.default_rng(number)) for number in range(60)]
+    assert "orange" not in {scene.meaning.ground.top for scene in scenes}
+
+
 def test_relations_are_read_by_place():
     left, right, low = (SimpleNamespace(x=x, y=y) for x, y in ((0.25, 0.5), (0.75, 0.5), (0.25, 0.9)))
     assert holds("left of", left, right) and holds("right of", right, left) and holds("beside", right, left)
@@ -318,7 +325,19 @@ def test_scores_count_what_was_read(art):
     names = ("fox", "cat", "dog")
     reader = Reader({name: art[name] for name in names})
     composer = Composer({thing.name: art[names[i % 3]] for i, thing in enumerate(THINGS)})
-    scores = score_task("colors", lambda scene, _: composer.paint(scene), reader, 6, seed=0)
+    scores = score_task("colors", lambda scene, _: composer.paint(scene), composer, reader, 6, seed=0)
     shares = summary(scores)
     assert shares["ground"] == 100.0 and shares["right"] < 100.0  # most things are drawn as others
     assert all(read_caption(score.scene.caption).ground is not None for score in scores)
+
+
+@pytest.mark.parametrize("kind", edits.KINDS)
+def test_an_edit_keeps_what_its_mask_keeps(art, reader, kind):
+    pipe = BitDancePipeline.from_pretrained("scenes", device="cpu")
+    result = edits.Editor(pipe, Composer(art), reader).run(kind, seed=2)
+    assert result.kept and not result.follows  # of made-up drawings, which the model never saw
+    assert result.after.shape == (128, 192 if kind == "outpaint" else 128, 3)
+    mine = np.abs(result.after[:, -128:].astype(float) - result.before).mean(axis=(0, 2))
+    assert mine[64:].mean() > 4, "the right half was drawn again"
+    if kind == "swap":
+        assert mine[:64].mean() < 12, "the left half is the same, as far as the tokenizer can say"
