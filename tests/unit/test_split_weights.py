@@ -152,5 +152,5 @@ def refused(capsys, words, *arguments):
     capsys.readouterr()  # what came before
     assert main([*map(str, arguments)]) == 1
     lines = capsys.readouterr().err.splitlines()
-    (error,) = (line for line in lines if "Warning" not in line and not line.startswith(" "))  # PyTorch's, of its import
+    (error,) = (line for line in lines if "Warning" not in line and not line.startswith(" "))  # of PyTorch
     assert error.startswith("bitdance: ") and words in error and "FSDP" in error, error
