@@ -14,6 +14,7 @@ from ..model.backbone import DecoderLayer
 from ..model.blocks import Block
 from ..model.head import HeadBlock
 
+LAYER_TYPES = DecoderLayer | Block | HeadBlock
 TYPES = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}  # and their largest value
 
 
@@ -71,7 +72,7 @@ def quantize(model: nn.Module, kind: str) -> None:
 def recompute_layers(model: nn.Module) -> None:
     """Keep a layer's input only, and compute the layer again in the backward pass: less memory for more time."""
     for module in model.modules():
-        if isinstance(module, DecoderLayer | Block | HeadBlock):
+        if isinstance(module, LAYER_TYPES):
             module.forward = partial(_recomputed, module.forward)
 
 

@@ -24,6 +24,7 @@ from ..errors import BitDanceError
 from ..model.class_model import ImageNetModel
 from ..model.text_model import BitDance
 from .run_folder import planned
+from .sharding import gathered, gathered_all
 
 PREFIX = "diffusion_model."  # of ComfyUI's names
 HEADER_KEY = "bitdance"  # our entry in a file's header
@@ -79,8 +80,11 @@ def insert(model: BitDance | ImageNetModel, adapter: Adapter, seed: int) -> dict
 
 
 def file_tensors(model: BitDance | ImageNetModel, adapter: Adapter) -> dict[str, Tensor]:
-    """Return the inserted adapter as its file has it, float32, in the order of names."""
-    own = get_peft_model_state_dict(model)
+    """Return the inserted adapter as its file has it, float32, in the order of names.
+
+    Where weights are split, every process must call it.
+    """
+    own = gathered_all(get_peft_model_state_dict(model), keep=True)
     scale, factor = adapter.alpha / adapter.rank, SCALED[adapter.kind]
     tensors = {PREFIX + name: t.float() * scale if name.endswith(factor) else t.float() for name, t in own.items()}
     if adapter.kind == "dora":
@@ -108,19 +112,28 @@ def layers_of_adapter(model: nn.Module) -> list[str]:
 
 def _dora_scale(layer: BaseTunerLayer, own: Mapping[str, Tensor], path: str, scale: float) -> Tensor:
     """Return DoRA's lengths [out, 1] for ComfyUI, which divides by the rows' lengths before the change."""
-    weight = layer.get_base_layer().weight.float()
+    weight = gathered(layer.get_base_layer().weight).float()
     change = scale * own[f"{path}.lora_B.weight"].float() @ own[f"{path}.lora_A.weight"].float()
     lengths = own[f"{path}.lora_magnitude_vector"].float()
     return (lengths * weight.norm(dim=1) / (weight + change).norm(dim=1))[:, None]
 
 
 def write_lora(
-    path: Path, model: BitDance | ImageNetModel, adapter: Adapter, dtype: torch.dtype, about: Mapping[str, Any]
+    path: Path,
+    model: BitDance | ImageNetModel,
+    adapter: Adapter,
+    dtype: torch.dtype,
+    about: Mapping[str, Any],
+    is_main: bool = True,
 ) -> None:
     """Write the inserted adapter in `dtype`, completely or not at all. `about` is added to our entry in the header.
 
-    Raises BitDanceError if the file cannot be written.
+    Processes that are not the main one write nothing: they give their parts of split weights. Raises BitDanceError if
+    the file cannot be written.
     """
+    tensors = {name: tensor.to(dtype).cpu() for name, tensor in file_tensors(model, adapter).items()}
+    if not is_main:
+        return
     # with the scale in the factors, alpha is the rank to every reader
     plain = dataclasses.replace(adapter, alpha=adapter.rank).config(layers_of_adapter(model))
     settings = {name: sorted(v) if isinstance(v, set) else v for name, v in plain.to_dict().items() if v is not None}
@@ -130,7 +143,6 @@ def write_lora(
         HEADER_KEY: json.dumps(own, ensure_ascii=False),
         PEFT_KEY: json.dumps(settings, default=str, sort_keys=True),
     }
-    tensors = {name: tensor.to(dtype).cpu() for name, tensor in file_tensors(model, adapter).items()}
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise BitDanceError(f"{path} was not written: the training diverged (NaN or infinity); lower --lr")
     write_safetensors(path, [planned(name, tensor) for name, tensor in tensors.items()], header, lambda _: None)

@@ -76,6 +76,7 @@ class Kept:
 
     conditions: Sequence[Condition]  # one per picture
     untouched: Callable[[], AbstractContextManager]  # in it, the model is as it was before training
+    in_step: bool = False  # predict even if no picture is kept, as other processes may have to
 
 
 def velocity_loss(
@@ -96,14 +97,15 @@ def velocity_loss(
     t, bits = draws.t[..., None, None], tokens.float()
     x_t = (1 - t) * draws.noise + t * bits
     target = bits.expand_as(x_t)
-    if keeping is not None and draws.kept.any():
+    if keeping is not None and (keeping.in_step or draws.kept.any()):
         rows = [other if keep else own for own, other, keep in zip(rows, keeping.conditions, draws.kept.tolist())]
         kept = draws.kept.nonzero()[:, 0]
+        some = kept if len(kept) else kept.new_zeros(1)
         with torch.no_grad(), keeping.untouched():
             before = predict(
-                model, [rows[i] for i in kept.tolist()], tokens[kept], x_t[:, kept], grid, draws.rows(kept)
+                model, [rows[i] for i in some.tolist()], tokens[some], x_t[:, some], grid, draws.rows(some)
             )
-        target = target.index_copy(1, kept, before)
+        target = target.index_copy(1, kept, before[:, : len(kept)])
     x_pred = predict(model, rows, tokens, x_t, grid, draws)
     loss = F.mse_loss(velocity_from_x(x_pred, x_t, t), velocity_from_x(target, x_t, t))
     return loss, ((x_pred.detach() > 0) != (bits > 0)).float().mean()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
-from ..checkpoints.load import load_weights
+from ..checkpoints.load import CPU, load_weights
 from ..errors import BitDanceError
 from ..pipeline import PIPELINES
+from ..sampling.patch import head_velocity
 from ..tokenizer import BinaryTokenizer
 from ..version import __version__
 from . import layers, lora, whole
@@ -23,6 +25,7 @@ from .objective import Batch, Velocity
 from .others import Others, common_words
 from .runner import Run
 from .settings import WHOLE
+from .sharding import gathered_all, is_sharded
 from .trainer import Trainer
 
 
@@ -69,12 +72,18 @@ class ModelRun(Run):
         self._encode(tokenizer)
         self.model, parameters = self._model()
         self.pipe = None
+        in_step = is_sharded(self.accelerator)
         if self.args.sample:
-            self.pipe = PIPELINES[type(self.checkpoint)](self.model, tokenizer, self.checkpoint.prompts)
+            # a kernel would compute a block of the head without calling it, and split weights are not whole then
+            velocity = partial(head_velocity, self.model.head) if in_step else None
+            kind = PIPELINES[type(self.checkpoint)]
+            self.pipe = kind(self.model, tokenizer, self.checkpoint.prompts, velocity=velocity)
         source = FolderSource(self.data, self.subjects, self.bits, self.settings.flip)
         untouched = None if self.is_whole else partial(lora.disabled, self.model)
-        objective = Velocity(self.model, self.settings, torch.float32 if self.is_whole else self.dtype, untouched)
-        return Trainer(objective, parameters, source, self.settings, self.accelerator)
+        dtype = torch.float32 if self.is_whole else self.dtype
+        objective = Velocity(self.model, self.settings, dtype, untouched, in_step)
+        self.trainer = Trainer(objective, parameters, source, self.settings, self.accelerator)
+        return self.trainer
 
     def _tokenizer(self) -> BinaryTokenizer:
         autoencoder, device = self.checkpoint.tokenizer.build(), self.accelerator.device
@@ -101,7 +110,9 @@ class ModelRun(Run):
         if settings.quantize != "none":
             layers.quantize(model, settings.quantize)
         dtype = torch.float32 if self.is_whole else self.dtype
-        load_weights(self.checkpoint.modules(model), self.accelerator.device, dtype)
+        # FSDP puts each layer's part on the device, where the whole may have no room
+        device = CPU if is_sharded(self.accelerator) else self.accelerator.device
+        load_weights(self.checkpoint.modules(model), device, dtype)
         if self.is_whole:
             parameters = dict(model.requires_grad_(True).named_parameters())
         else:
@@ -118,20 +129,30 @@ class ModelRun(Run):
         if self.pipe is not None:
             for number, prompt in enumerate(self.args.sample, start=1):
                 arguments = self.pipe.subject(prompt, num_images=1)
-                self.folder.sample(self.pipe.generate(**arguments, seed=number).images[0], step, number)
+                drawn = self.trainer.call(partial(self.pipe.generate, **arguments, seed=number))
+                if self.accelerator.is_main_process:
+                    self.folder.sample(drawn.images[0], step, number)
 
     def save(self, step: int) -> None:
         if not self.is_whole:
-            lora.write_lora(self.folder.latest, self.model, self._adapter(), self.dtype, self._about(step))
+            self._write_lora(self.folder.latest, step)
 
-    def write(self) -> int:
-        out = self.folder.out
-        if self.is_whole:
+    def write(self) -> None:
+        if not self.is_whole:
+            self._write_lora(self.folder.out, self.settings.steps)
+            return
+        is_main, args = self.accelerator.is_main_process, self.args
+        parameters = gathered_all(dict(self.model.named_parameters()), is_main)
+        if is_main:
             captions = [example.words for example in self.data.examples]
-            whole.write_whole_model(out, self.checkpoint, self.args.model, self.args.tokenizer, self.model, captions)
-            return sum(file.stat().st_size for file in out.iterdir())
-        lora.write_lora(out, self.model, self._adapter(), self.dtype, self._about(self.settings.steps))
-        return out.stat().st_size
+            whole.write_whole_model(self.folder.out, self.checkpoint, args.model, args.tokenizer, parameters, captions)
+
+    def size(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.out.iterdir()) if self.is_whole else super().size()
+
+    def _write_lora(self, path: Path, step: int) -> None:
+        is_main = self.accelerator.is_main_process
+        lora.write_lora(path, self.model, self._adapter(), self.dtype, self._about(step), is_main)
 
     def _about(self, step: int) -> dict[str, object]:
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from ..model.class_model import ImageNetModel
 from ..model.grid import Grid
 from ..model.text_model import BitDance
+from .layers import LAYER_TYPES
 from .loss import Condition, Corruption, Draws, Kept, velocity_loss
 from .settings import Settings
 
 Untouched = Callable[[], AbstractContextManager]  # in it, the model is as it was before training
+Result = TypeVar("Result")
 
 
 class Rows(Protocol):
@@ -38,6 +40,10 @@ class Objective(nn.Module):
         """Return the loss and the figure, float32 [2], on the draws' device; gradients flow into the loss alone."""
         raise NotImplementedError
 
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call a function that runs the network: to FSDP it is a forward pass (see `Trainer.call`)."""
+        return function()
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -58,16 +64,33 @@ class Batch:
 
 
 class Velocity(Objective):
-    """A model that draws, and the published loss. Without `untouched` nothing is taught to stay as it is."""
+    """A model that draws, and the published loss. Without `untouched` nothing is taught to stay as it is.
+
+    With `in_step` every pass runs the same layers, whatever its pictures: other processes hold parts of them.
+    """
 
     figure = "wrong"  # the share of bits that the head predicts wrong
 
     def __init__(
-        self, model: BitDance | ImageNetModel, settings: Settings, dtype: torch.dtype, untouched: Untouched | None
+        self,
+        model: BitDance | ImageNetModel,
+        settings: Settings,
+        dtype: torch.dtype,
+        untouched: Untouched | None,
+        in_step: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.dtype, self.untouched = model, dtype, untouched
+        self.model, self.dtype, self.untouched, self.in_step = model, dtype, untouched, in_step
         self.corruption = Corruption(settings.drop, keep=settings.keep, times=settings.times)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """What accelerate's FSDP makes whole at a time, by Transformers' name for it."""
+        return sorted({type(module).__name__ for module in self.model.modules() if isinstance(module, LAYER_TYPES)})
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        """Return the embedding table, which FSDP makes whole by itself; of a class model, where it is small, None."""
+        return self.model.backbone.embed_tokens if isinstance(self.model, BitDance) else None
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Draws:
         count, bits = batch.bits.shape[:2]
@@ -79,7 +102,7 @@ class Velocity(Objective):
         tokens = batch.grid.patchify(torch.where(batch.bits.to(device), 1.0, -1.0).to(self.dtype))
         keeping = None
         if self.untouched is not None and batch.others is not None:
-            keeping = Kept(batch.others, self.untouched)
+            keeping = Kept(batch.others, self.untouched, self.in_step)
         return torch.stack(
             velocity_loss(self.model, batch.conditions, batch.unconditional, tokens, batch.grid, draws, keeping)
         )

@@ -24,9 +24,10 @@ from .data import DataSet
 from .optimizer import check_optimizer
 from .run_folder import RunFolder
 from .settings import Schedule
+from .sharding import check_sharded, is_sharded, plugin_for, report
 from .trainer import Figures, Trainer
 
-OTHER_KINDS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # of distribution, by accelerate, which are not supported
+OTHER_KINDS = ("DEEPSPEED", "MEGATRON_LM")  # of distribution, by accelerate, which are not supported
 SMOOTHING = 0.95  # of the loss that the progress bar shows
 
 
@@ -41,6 +42,8 @@ class Run:
     device: torch.device
     dtype: torch.dtype
 
+    can_be_split = True  # among processes, by FSDP
+
     def is_mixed(self) -> bool:
         """Whether float32 weights are trained by computations in bfloat16."""
         raise NotImplementedError
@@ -49,15 +52,26 @@ class Run:
         """Encode and load what is trained. Called once, on each process."""
         raise NotImplementedError
 
+    # These are called on the main process, which writes; on all, where each holds a part of the weights (`takes_part`).
+
     def sample(self, step: int) -> None:
-        """Write what shows the state after a step, on the main process."""
+        """Write what shows the state after a step."""
 
     def save(self, step: int) -> None:
         """Write the result as of a step beside the state, if that is worth it."""
 
-    def write(self) -> int:
-        """Write the result; return its bytes."""
+    def write(self) -> None:
+        """Write the result."""
         raise NotImplementedError
+
+    def size(self) -> int:
+        """Return the bytes of the result."""
+        return self.folder.out.stat().st_size
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process has a part in samples and saves."""
+        return self.accelerator.is_main_process or is_sharded(self.accelerator)
 
     def start(self) -> None:
         """Train to the end, or until it is stopped. Raises BitDanceError, and KeyboardInterrupt after a stop."""
@@ -72,6 +86,8 @@ class Run:
             for line in self.data.lines_of_left_out() if self.accelerator.is_main_process else ():
                 print(line, file=sys.stderr)
             trainer = self.prepare()
+            if is_sharded(self.accelerator) and self.accelerator.is_main_process:
+                print(report(trainer.network, self.accelerator.num_processes), file=sys.stderr)
             if state:
                 trainer.load_state(state, first)
             self._train(trainer, first)
@@ -81,27 +97,31 @@ class Run:
             torch.cuda.set_device(self.device)
         for kind in OTHER_KINDS:  # accelerate would take processes of the CPU as if it were not set
             if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):
-                raise BitDanceError(
-                    f"accelerate is set to {kind}, which splits a model among processes; here each has the whole model "
-                    "and a part of the pictures: choose multi-GPU in `accelerate config`; --quantize takes less memory"
-                )
+                raise BitDanceError(f"accelerate is set to {kind}; choose multi-GPU or FSDP in `accelerate config`")
+        plugin = plugin_for(self.settings.optimizer)
+        if plugin is not None and not self.can_be_split:
+            raise BitDanceError("accelerate is set to FSDP, and a tokenizer is not split; choose multi-GPU")
         if self.args.log_with and not is_tensorboard_available():  # accelerate would go on without it
             raise BitDanceError("--log-with tensorboard needs tensorboard, which is missing: pip install tensorboard")
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=self.device.type == "cpu",
             mixed_precision="bf16" if self.is_mixed() else "no",
             gradient_accumulation_steps=self.settings.accumulate,
             log_with=self.args.log_with,
             project_dir=self.folder.folder,
+            fsdp_plugin=plugin,
         )
+        if plugin is not None:
+            check_sharded(accelerator)
+        return accelerator
 
     def _train(self, trainer: Trainer, first: int) -> None:
         if self.args.log_with:
             self.accelerator.init_trackers("tensorboard", dataclasses.asdict(self.settings))
-        is_main, done = self.accelerator.is_main_process, first
+        done = first
         with stop_signals() as should_stop, self._bar(first) as bar:
             begun, loss = time.monotonic(), None
-            if not first and is_main:
+            if not first and self.takes_part:
                 self.sample(0)
             for figures in trainer.run(first, should_stop):
                 done = figures.step
@@ -113,11 +133,11 @@ class Run:
                 if done % self.args.save_every == 0:
                     self._save(trainer, done)
                 every = self.args.sample_every or max(1, self.settings.steps // 5)
-                if is_main and (done % every == 0 or done == self.settings.steps):
+                if self.takes_part and (done % every == 0 or done == self.settings.steps):
                     self.sample(done)
         if done < self.settings.steps:
             self._save(trainer, done)
-            if is_main:
+            if self.accelerator.is_main_process:
                 print(f"stopped after step {done}; go on with --resume", file=sys.stderr)
             raise KeyboardInterrupt
         self._finish()
@@ -134,18 +154,21 @@ class Run:
             self.folder.log({"step": figures.step, **values, "pictures_per_second": round(speed, 3)})
 
     def _save(self, trainer: Trainer, step: int) -> None:
-        if self.accelerator.is_main_process:
-            self.folder.save(step, trainer.state())
+        if self.takes_part:
+            state = trainer.state()
+            if self.accelerator.is_main_process:
+                self.folder.save(step, state)
             self.save(step)
 
     def _finish(self) -> None:
         self.accelerator.wait_for_everyone()
         if self.args.log_with:
             self.accelerator.end_training()
+        if self.takes_part:
+            self.write()
         if self.accelerator.is_main_process:
-            size = self.write()
             self.folder.finish()
-            print(f"{self.args.out} ({format_bytes(size)})")
+            print(f"{self.args.out} ({format_bytes(self.size())})")
 
 
 @contextmanager

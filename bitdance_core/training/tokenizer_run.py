@@ -51,6 +51,8 @@ class TokenizerRun(Run):
     def is_split(self) -> bool:
         return len(self.data.examples) >= HELD_OUT
 
+    can_be_split = False  # it is small, and measured by parts of it
+
     def is_mixed(self) -> bool:
         return self.dtype == torch.bfloat16
 
@@ -97,11 +99,10 @@ class TokenizerRun(Run):
     def save(self, step: int) -> None:
         self._write(self.folder.latest, step)
 
-    def write(self) -> int:
+    def write(self) -> None:
         self._write(self.folder.out, self.settings.steps)
         where = "kept back from the training" if self.is_split else "trained on"
         print(f"before: {self.before}\nafter: {self._measure()} ({len(self.held_out)} pictures {where})")
-        return self.folder.out.stat().st_size
 
     def _write(self, path: Path, step: int) -> None:
         """Write the tokenizer with its published names and types; what was not trained stays byte for byte."""

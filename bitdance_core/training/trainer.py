@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +21,12 @@ from .objective import Objective, Rows
 from .optimizer import make_optimizer
 from .order import order
 from .settings import ADAMW8BIT, Schedule
+from .sharding import gathered_all, is_sharded, let_call, placed_like
 
 GRADIENT_NORM = 1.0
 STEP_DRAWS = 1  # the stream of random numbers of steps; that of the order is 0
+
+Result = TypeVar("Result")
 
 
 class Source(Protocol):
@@ -58,9 +61,15 @@ class Trainer:
         """Take the trainable parameters by name; the others are frozen. Raises BitDanceError for an uneven batch."""
         self.settings, self.source, self.accelerator = settings, source, accelerator
         self.part = settings.split(accelerator.num_processes)
-        self.parameters, self.draw, self.figure = dict(parameters), objective.draw, objective.figure
+        self.network, self.draw, self.figure = objective, objective.draw, objective.figure
+        self.is_sharded = is_sharded(accelerator)
+        paths = {parameter: path for path, parameter in objective.named_parameters()}
         optimizer = make_optimizer(settings.optimizer, list(parameters.values()), settings.lr)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        if self.is_sharded:
+            let_call(objective)
+        own = dict(objective.named_parameters())  # others, where they are split
+        self.parameters = {name: own[paths[parameter]] for name, parameter in parameters.items()}
 
     def run(self, first: int = 0, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Figures]:
         """Train from step `first` on, and yield after each step. Stops early, on all processes, once any should stop.
@@ -91,7 +100,8 @@ class Trainer:
             start = (self.accelerator.process_index * self.settings.accumulate + number) * self.part
             rows = slice(start, start + self.part)
             with self.accelerator.accumulate(self.objective):
-                result = self.objective(batch.rows(rows), draws.rows(rows).to(device))
+                with self.accelerator.autocast():
+                    result = self.objective(batch.rows(rows), draws.rows(rows).to(device))
                 self.accelerator.backward(result[0])
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(list(self.parameters.values()), GRADIENT_NORM)
@@ -101,12 +111,22 @@ class Trainer:
         return self.accelerator.reduce(torch.stack(figures).mean(0), "mean")
 
     def state(self) -> dict[str, Tensor]:
-        """Return the trained parameters and what the optimizer keeps of each, by name."""
+        """Return the trained parameters and what the optimizer keeps of each, by name.
+
+        Where weights are split, every process must call it; the main one gets the tensors.
+        """
         tensors = {f"parameter.{name}": parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             own = self.optimizer.state.get(parameter, {})
             tensors |= {f"{kind}.{name}": kept for kind, kept in own.items() if kind != "step"}
-        return tensors
+        return gathered_all(tensors, self.accelerator.is_main_process)
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call a function that runs the network. Where weights are split, every process must call it."""
+        result = self.network.call(function)
+        if self.is_sharded:
+            self.network.reshard()
+        return result
 
     def load_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Go back to a state of `state()` after `step` steps."""
@@ -115,7 +135,7 @@ class Trainer:
             kind, _, name = key.partition(".")
             kept[name][kind] = tensor
         for name, parameter in self.parameters.items():
-            own = {kind: tensor.to(parameter.device).clone() for kind, tensor in kept[name].items()}
+            own = {kind: placed_like(parameter, tensor) for kind, tensor in kept[name].items()}
             with torch.no_grad():
                 parameter.copy_(own.pop("parameter"))
             # bitsandbytes counts in Python

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.checkpoint import ClassCheckpoint, TextCheckpoint
 from ..checkpoints.convert import convert
@@ -28,7 +28,7 @@ def write_whole_model(
     checkpoint: TextCheckpoint | ClassCheckpoint,
     source: Source,
     tokenizer: str | None,
-    model: nn.Module,
+    parameters: Mapping[str, Tensor],
     captions: Iterable[str],
 ) -> None:
     """Write an official folder, or for a class-conditional model a folder with one file, in the types of the source.
@@ -37,7 +37,6 @@ def write_whole_model(
     Appears under its name when it is complete. Raises BitDanceError if it cannot be written.
     """
     of_classes = isinstance(checkpoint, ClassCheckpoint)
-    parameters = dict(model.named_parameters())
     if not all(p.isfinite().all() for p in parameters.values()):
         raise BitDanceError(f"{out} was not written: the training diverged (NaN or infinity); lower --lr")
     partial = out.with_name(f".{out.name}.partial")

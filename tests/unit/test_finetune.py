@@ -290,8 +290,8 @@ def test_wrong_options_are_refused_in_one_sentence(data, tmp_path, monkeypatch, 
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".jsonl")]
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_a_distribution_that_splits_the_model_is_refused(data, tmp_path, capsys, monkeypatch, kind):
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
+def test_a_distribution_that_is_not_supported_is_refused(data, tmp_path, capsys, monkeypatch, kind):
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
     error = error_of(capsys, data, "--out", tmp_path / "a.safetensors", *QUICK)
     assert kind in error and "accelerate config" in error

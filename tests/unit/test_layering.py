@@ -17,6 +17,7 @@ OPTIONAL = {
     "model.kernels": {"triton"},
     "model.products": {"triton"},
     "training.lora": {"peft"},
+    "training.sharding": {"accelerate"},
     "training.trainer": {"accelerate"},
     "training.runner": {"accelerate"},
 }

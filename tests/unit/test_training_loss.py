@@ -117,6 +117,25 @@ def test_what_is_kept_is_predicted_as_before(name):
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
+def test_a_pass_that_keeps_nothing_runs_the_untouched_model_where_others_may():
+    """Processes that hold parts of the weights run it together; without a kept picture the loss is the same."""
+    model, grid, conditions, unconditional = load("t2i_p16")
+    tokens = random_tokens(grid, model.config.head.bits)
+    draws = Draws.make(tokens.shape, Corruption(keep=0.0), 1.0, torch.Generator().manual_seed(3))
+    runs = []
+
+    @contextmanager
+    def untouched():
+        runs.append(1)
+        yield
+
+    plain, apart, in_step = (
+        velocity_loss(model, conditions, unconditional, tokens, grid, draws, keeping)[0]
+        for keeping in (None, Kept(conditions, untouched), Kept(conditions, untouched, in_step=True))
+    )
+    assert len(runs) == 1 and plain == apart == in_step
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_training_sees_what_sampling_sees(name):
     """One pass over whole pictures gives the conditioning that the engine computes patch by patch."""
