@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bitdance_core import BitDancePipeline
 from bitdance_core.bits.edits import vary
+from bitdance_core.tokenizer import to_images
 from builtin.scenes.batches import to_signed
 from builtin.scenes.captions import Meaning, Part, read_caption, write_caption
 from builtin.scenes.compose import Composer, Scene, place, random_meaning, sheet
@@ -55,9 +56,11 @@ class Editor:
         self.pipe, self.composer, self.reader = pipe, composer, reader
 
     def encode(self, meaning: Meaning, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
-        """A drawing's pixels and bits."""
+        """A drawing as bits, and what these show."""
         pixels = self.composer.paint(Scene("", meaning, place(meaning, rng))).copy()
-        return pixels, self.pipe.tokenizer.encode(to_signed(torch.from_numpy(pixels).permute(2, 0, 1)[None])) > 0
+        bits = self.pipe.tokenizer.encode(to_signed(torch.from_numpy(pixels).permute(2, 0, 1)[None])) > 0
+        (shown,) = to_images(self.pipe.tokenizer.decode(bits))
+        return np.asarray(shown), bits
 
     def run(self, kind: str, seed: int) -> Result:
         rng = np.random.default_rng((seed, list(KINDS).index(kind)))
