@@ -14,7 +14,7 @@ from pathlib import Path
 from environment import ROOT, ensure_all, find_chromium, run
 
 # those that wait for a server and a page, and those that compute: as long as each other
-HALVES = ("tests/browser", "tests/server"), ("tests/unit", "tests/comfy")
+HALVES = ("tests/browser", "tests/server", "tests/comfy"), ("tests/unit",)
 
 
 def main() -> int:
