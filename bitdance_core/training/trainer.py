@@ -100,7 +100,7 @@ class Trainer:
             start = (self.accelerator.process_index * self.settings.accumulate + number) * self.part
             rows = slice(start, start + self.part)
             with self.accelerator.accumulate(self.objective):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast():  # its own, which it puts around the pass itself, but not under FSDP
                     result = self.objective(batch.rows(rows), draws.rows(rows).to(device))
                 self.accelerator.backward(result[0])
                 if self.accelerator.sync_gradients:

@@ -151,17 +151,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the choice of prompts")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--sampler", default="euler_maruyama")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the figures")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet: the first 8 of each task")
     parser.add_argument("--prompt", help="draw this with the seeds 0 to 23 onto --sheet, and judge nothing")
     args = parser.parse_args()
+    if args.prompt and not (args.model and args.sheet):
+        parser.error("--prompt needs --model, which draws it, and --sheet, the file to write")
     art = load_art(args.drawings)
     composer, reader = Composer(art), Reader(art)
     if args.model:
-        settings = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
-        draw = by_model(args.model, args.device, settings)
+        draw = by_model(args.model, args.device, {"steps": args.steps, "guidance": args.guidance})
     elif args.tokenizer:
         draw = through_tokenizer(args.tokenizer, composer)
     else:

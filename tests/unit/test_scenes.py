@@ -12,7 +12,7 @@ from bitdance_core import BitDancePipeline
 from bitdance_core.model.text_model import TextReader
 from bitdance_core.model.tokenizer_config import AutoencoderConfig
 from bitdance_core.model.tokenizer_network import BinaryAutoencoder
-from builtin.scenes import cache, edits, grow, loop, train_model, train_tokenizer
+from builtin.scenes import cache, edits, grow, loop, style, train_model, train_tokenizer
 from builtin.scenes import model as scenes_model
 from builtin.scenes.captions import Meaning, Part, read_caption
 from builtin.scenes.compose import Composer, Scene, place, random_scene
@@ -341,3 +341,11 @@ def test_an_edit_keeps_what_its_mask_keeps(art, reader, kind):
     assert mine[64:].mean() > 4, "the right half was drawn again"
     if kind == "swap":
         assert mine[:64].mean() < 12, "the left half is the same, as far as the tokenizer can say"
+
+
+def test_a_style_is_shown_on_some_of_the_things_and_named_in_every_caption(art, tmp_path):
+    style.write_style(art, tmp_path, "noto", pictures=12)
+    captions = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
+    assert len(captions) == len(list(tmp_path.glob("*.png"))) == 12
+    said = [read_caption(caption.removeprefix("noto ")) for caption in captions if caption.startswith("noto ")]
+    assert len(said) == 12 and {part.name for meaning in said for part in meaning.parts} <= style.taught_names()
