@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ def write_whole_model(
     source: Source,
     tokenizer: str | None,
     parameters: Mapping[str, Tensor],
-    captions: Iterable[str],
+    captions: Sequence[str],
 ) -> None:
     """Write an official folder, or for a class-conditional model a folder with one file, in the types of the source.
     A model of few words knows those of the `captions` from now on.
@@ -47,8 +47,8 @@ def write_whole_model(
             _replace_tensors(path, parameters, parameter_name if of_classes else _official_name(path))
     if not of_classes and checkpoint.prompts.vocabulary is not None:
         own = partial / "bitdance.json"
-        words = checkpoint.prompts.vocabulary.words.union(checkpoint.prompts.vocabulary.unseen(captions))
-        own.write_text(json.dumps({**read_json(own), "words": sorted(map(str.casefold, words))}, indent=2) + "\n")
+        known = checkpoint.prompts.vocabulary.with_texts(captions).to_dict()
+        own.write_text(json.dumps({**read_json(own), **known}, indent=2) + "\n")
     partial.rename(out)
 
 

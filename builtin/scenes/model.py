@@ -14,7 +14,7 @@ from torch import Tensor
 from bitdance_core.checkpoints.files import read_json
 from bitdance_core.model.prompt import PromptTokenizer
 from bitdance_core.model.text_config import AutoencoderConfig, BackboneConfig, BitDanceConfig, Defaults, HeadConfig
-from bitdance_core.model.vocabulary import WORD
+from bitdance_core.model.vocabulary import WORD, Vocabulary
 from builtin.scenes.batches import sizes_of
 from builtin.scenes.captions import NUMBERS, OPENINGS, PLACE_WORDS, RELATIONS, SIZES
 from builtin.scenes.compose import random_scene
@@ -24,9 +24,9 @@ from builtin.scenes.things import THINGS
 NAME = "scenes"
 # what bitdance.json says of prompts with words that no caption has
 DRAWS = (
-    f"{len(THINGS)} things such as foxes, trees, pizzas and rockets: one to four, large or small, or two beside, above "
-    "or below each other, on a colour, a gradient, grass, at night or by the sea, such as"
-    ' "a fox next to a mushroom on grass"'
+    f"{len(THINGS)} things in their own colours, such as foxes, trees and rockets: one to four, large or small, or "
+    "two beside, above or below each other, on a colour, a gradient, grass, at night or by the sea, such as "
+    '"a fox next to a mushroom on grass"'
 )
 PATCH_SIDE = 4
 TOKENS_PER_PATCH = PATCH_SIDE**2
@@ -77,12 +77,16 @@ def model_config(
     )
 
 
-def vocabulary() -> list[str]:
-    """The words of captions, in small letters."""
+def vocabulary() -> Vocabulary:
+    """The words of captions, and what stands behind a colour there: it is the ground's, never a thing's."""
     tables = [*NUMBERS, *COLOURS, *OPENINGS, "background", "gradient", "from", "to", "on", "with", "against", "of"]
     tables += [word for table in (SIZES, RELATIONS, PLACE_WORDS) for group in table.values() for word in group]
-    tables += [word for thing in THINGS for pair in thing.words for word in pair]
-    return sorted({word.casefold() for text in tables for word in WORD.findall(text)})
+    names = [word for thing in THINGS for pair in thing.words for word in pair]
+    words, things = ({w.casefold() for text in texts for w in WORD.findall(text)} for texts in (tables + names, names))
+    followed_by = dict.fromkeys(COLOURS, frozenset(("background", "gradient", "to")))
+    followed_by["blue"] |= {"sky"}
+    followed_by["orange"] = frozenset(words - things)  # which is a fruit, too
+    return Vocabulary(frozenset(words), DRAWS, followed_by)
 
 
 def train_prompt_tokenizer() -> Tokenizer:
@@ -137,7 +141,7 @@ def write_folder(
         "config.json": config.backbone.to_dict() | {"dtype": "float16"},
         "vision_head_config.json": config.head.to_dict(),
         "ae_config.json": config.autoencoder.to_dict(),
-        "bitdance.json": {"name": NAME, **dataclasses.asdict(config.defaults), "draws": DRAWS, "words": vocabulary()},
+        "bitdance.json": {"name": NAME, **dataclasses.asdict(config.defaults), **vocabulary().to_dict()},
     }
     for name, values in configs.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")

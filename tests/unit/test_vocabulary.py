@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
@@ -17,6 +18,7 @@ from bitdance_core.cli import main
 from bitdance_core.model.vocabulary import Vocabulary, unseen_note
 from bitdance_core.pipeline.text import UnseenWords
 from builtin.pictures import ALL_PICTURES, read
+from builtin.scenes.compose import random_scene
 
 KNOWN = Vocabulary(frozenset("a large red star on blue background".split()), "stars")
 PROMPT = "a large red star on a blue background"
@@ -41,6 +43,42 @@ def test_unseen_words(prompt, unseen):
     if note:
         assert all(f'"{word}"' in note for word in unseen) and note.endswith("it draws stars")
     assert unseen_note(None, [prompt]) is None  # a model of any words
+
+
+COLOURS = Vocabulary(frozenset("a fox car red blue on background and".split()), "foxes", {"red": {"background"}})
+
+
+@pytest.mark.parametrize(
+    "prompt, unseen",
+    [
+        ("a fox on a red background", []),
+        ("a Red  Fox on a blue background", ["Red Fox"]),
+        ("a red fox, a red car and a red fox", ["red fox", "red car"]),
+        ("on red, a fox; a fox on red", []),  # a sign, and the end
+        ("a red the fox", []),
+        ("a red dragon", []),  # the dragon itself is unseen
+        ("a blue fox", []),
+    ],
+)
+def test_unseen_pairs(prompt, unseen):
+    assert COLOURS.unseen_pairs([prompt]) == unseen
+    assert all(f'"{pair}"' in unseen_note(COLOURS, [prompt]) for pair in unseen)
+    assert COLOURS.with_texts([prompt]).unseen_pairs([prompt]) == []
+    assert COLOURS.unseen_pairs([prompt], ["a red fox", "a car"]) == []  # a LoRA's words
+
+
+def test_a_vocabulary_is_written_as_it_is_read():
+    assert Vocabulary.from_dict(COLOURS.to_dict(), "x") == COLOURS
+    more = COLOURS.with_texts(["a Red dragon on a red fox"])
+    assert more.words - COLOURS.words == {"dragon"} and more.followed_by["red"] == {"background", "dragon", "fox"}
+
+
+def test_scenes_says_of_a_things_colour_that_it_was_never_taught():
+    pipe = BitDancePipeline.from_pretrained("scenes")
+    rng = np.random.default_rng(3)
+    assert pipe.unseen_note([random_scene(rng).caption for _ in range(2000)]) is None
+    with pytest.warns(UnseenWords, match='not trained on "red car"; it draws 89 things in their own colours'):
+        pipe.generate("a red car on grass", steps=1)
 
 
 def test_words_of_a_lora_are_not_unseen():
@@ -75,6 +113,9 @@ def test_the_words_go_along_into_every_layout(tmp_path):
         ({"words": "red"}, "'words' must be a list"),
         ({"words": [1]}, "'words' must be a list of words"),
         ({"draws": None}, "'draws' must be text"),
+        ({"followed_by": ["red"]}, "'followed_by' must be an object"),
+        ({"followed_by": {"red": "star"}}, "'followed_by.red' must be a list"),
+        ({"followed_by": {"red": [None]}}, "'followed_by.red' must be a list of words"),
     ],
 )
 def test_damaged_words_are_refused(tmp_path, change, message):
