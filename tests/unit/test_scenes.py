@@ -349,3 +349,24 @@ def test_a_style_is_shown_on_some_of_the_things_and_named_in_every_caption(art, 
     assert len(captions) == len(list(tmp_path.glob("*.png"))) == 12
     said = [read_caption(caption.removeprefix("noto ")) for caption in captions if caption.startswith("noto ")]
     assert len(said) == 12 and {part.name for meaning in said for part in meaning.parts} <= style.taught_names()
+
+
+def test_a_picture_is_read_as_of_the_style_that_it_has(art):
+    names = ["fox", "lemon", "mushroom"]
+    styles = {"new": art, "old": {thing.name: art[THINGS[number - 1].name] for number, thing in enumerate(THINGS)}}
+    rng = np.random.default_rng(0)
+
+    def draw_in(style_name):
+        def draw(prompt, seed):
+            meaning = read_caption(prompt)
+            assert meaning.parts[0].size == "large" and meaning.parts[0].name not in HIDDEN_ON.get(
+                meaning.ground.top, ()
+            )
+            return Composer(styles[style_name]).paint(Scene(prompt, meaning, place(meaning, rng)))
+
+        return draw
+
+    assert style.score_style(draw_in("new"), styles, names) == {"new": 3}
+    assert style.score_style(draw_in("old"), styles, names) == {"old": 3}
+    empty = style.score_style(lambda prompt, seed: np.full((128, 128, 3), 255, np.uint8), styles, names)
+    assert empty == {"none": 3}
