@@ -1,8 +1,8 @@
 """Run every check: `python3 scripts/test.py [--long] [--browser] [pytest arguments]`.
 
 --long adds the checks that take minutes (the built-in model on 100 prompts at every size). Browser tests run if
-Chromium is installed; --browser fails if it is not. Without further arguments two halves run at the same time, each on
-half of the processor's cores; the output of the second follows that of the first.
+Chromium is installed; --browser fails if it is not. Without further arguments two halves run at the same time, and the
+second in as many processes as the machine has cores; its output follows that of the first.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from environment import ROOT, ensure_all, find_chromium, run
 
-# those that wait for a server and a page, and those that compute: as long as each other
-HALVES = ("tests/browser", "tests/server", "tests/comfy"), ("tests/unit",)
+# those that share a server, or ComfyUI's modules, stay in one process; a file of the others runs in any of several
+TOGETHER, APART = ("tests/browser", "tests/server", "tests/comfy"), ("tests/unit",)
 
 
 def main() -> int:
@@ -37,13 +37,13 @@ def main() -> int:
 
 def run_halves(pytest: Path, selection: list[str]) -> int:
     """Run both halves at the same time and return an exit status that is not 0 if one failed."""
-    cores = max(1, (os.cpu_count() or 2) // 2)
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    cores = os.cpu_count() or 2
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // 2)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to the other half
-    first, second = ([str(pytest), *selection, *half] for half in HALVES)
+    second = [str(pytest), *selection, "-n", str(cores), "--dist", "loadfile", *APART]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         with subprocess.Popen(second, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT) as process:
-            status = run(*first)
+            status = run(pytest, *selection, *TOGETHER)
             status = process.wait() or status
         said.seek(0)
         print(said.read(), flush=True)

@@ -242,7 +242,7 @@ def test_class_models_learn_from_folders_of_classes(tmp_path):
     model = CLASSES / "tiny_4x.pt"
     options = ["--model", str(model), "--tokenizer", str(CLASSES / "ae_tiny_4x.pt")]
     out = tmp_path / "a.safetensors"
-    assert finetune(tmp_path / "data", out, *options, "--sample", "2") == 0
+    assert finetune(tmp_path / "data", out, *options, "--sample", "2", "--sample-every", "4") == 0
     pipe = ImageNetPipeline.from_pretrained(model, CLASSES / "ae_tiny_4x.pt", device="cpu")
     before = pipe.generate([2], steps=2).bits
     pipe.add_lora(out, 8.0)
