@@ -42,7 +42,9 @@ class Baseline:
 
     def __init__(self, model: BitDance | ImageNetModel, device: torch.device) -> None:
         self.model = build(model.config).eval()
-        self.model.load_state_dict(model.state_dict(), assign=True)
+        # by rows, as checkpoints are read
+        weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+        self.model.load_state_dict(weights, assign=True)
         model = self.model
         if isinstance(model, BitDance):
             self.branch = partial(TextBranch, share_with_qwen3(model, device), model)

@@ -47,7 +47,7 @@ from benchmarks.trials import Case, Decode, Run, take_turns, time_decoding
 from bitdance_core import devices
 from bitdance_core.errors import BitDanceError
 from bitdance_core.model.graphs import Graphs
-from bitdance_core.model.operations import operations_for
+from bitdance_core.model.operations import operations_for, store_by_columns
 from bitdance_core.model.text_config import Size
 from bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from bitdance_core.sampling.generate import generate
@@ -134,6 +134,8 @@ def prepare(args: argparse.Namespace) -> tuple[Case, dict[str, Callable]]:
     case = choose_case(args)
     torch.manual_seed(0)
     fill_randomly(case.model, case.device, case.dtype)
+    if case.device.type == "cpu":
+        store_by_columns(case.model)  # as pipelines do
     devices.check_graphs(case.device, args.graphs)
     velocity = compiled_velocity(case.model.head, frozen=case.device.type == "cpu") if args.compile else None
     ours = partial(generate, case.model, velocity=velocity)

@@ -16,7 +16,7 @@ from ..checkpoints.lora_merge import Lora, merge_loras
 from ..errors import BitDanceError, shorten
 from ..model.attention import AttentionFn, attention
 from ..model.int8 import quantize_layers
-from ..model.operations import operations_for
+from ..model.operations import operations_for, store_by_columns
 from ..model.streaming import StreamedLayers
 from ..sampling.patch import compiled_velocity, head_velocity
 from ..tokenizer import BinaryTokenizer
@@ -52,6 +52,8 @@ def load(
     streamed = [f"layers.{name}" for name, _ in backbone.layers.named_parameters()] if offload else []
     load_weights(parts, device, dtype, on_cpu=("embed_tokens.weight", *streamed))
     merge_loras(model, loras)
+    if device.type == "cpu":
+        store_by_columns(model)
     if offload:
         backbone.layers = StreamedLayers(backbone.layers, device)
     velocity = None if triton_kernels else partial(head_velocity, model.head)

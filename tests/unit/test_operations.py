@@ -2,13 +2,21 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bitdance_core.sampling.generate as engine
 from bitdance_core import BitDancePipeline
 from bitdance_core.model.head import DiffusionHead
-from bitdance_core.model.operations import OneDnnLinear, OneDnnOperations, mkl_uses_half, operations_for
+from bitdance_core.model.operations import (
+    MOST_BY_COLUMNS,
+    OneDnnLinear,
+    OneDnnOperations,
+    mkl_uses_half,
+    operations_for,
+    store_by_columns,
+)
 from bitdance_core.model.text_config import HeadConfig
 from bitdance_core.pipeline import loading
 from bitdance_core.sampling.patch import compiled_velocity, head_velocity
@@ -137,3 +145,33 @@ def test_a_compiler_packs_for_onednn_where_rows_are_unknown(operations, frozen):
     assert any(isinstance(given, torch.SymInt) for given in inputs) == is_unknown
     assert bool(others) != is_unknown  # one program serves both counts, or each has its own
     assert not any("_linear_pointwise" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_small_matrices_are_stored_by_columns():
+    """Of the layers that MKL multiplies: the same numbers, and products as before."""
+    large = nn.Linear(1024, MOST_BY_COLUMNS // 1024 + 1)
+    half, ours = nn.Linear(32, 64, dtype=torch.bfloat16), OneDnnLinear(32, 64)
+    small, row = nn.Linear(32, 64), nn.Linear(64, 1)
+    model = nn.ModuleList((large, half, ours, small, row, nn.Embedding(8, 4)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(5, 32)
+    expected = small(x)
+    store_by_columns(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    is_changed = torch.backends.mkl.is_available()
+    assert small.weight.t().is_contiguous() == is_changed and small.weight.is_contiguous() != is_changed
+    assert all(layer.weight.is_contiguous() for layer in (large, half, ours, row))
+    torch.testing.assert_close(small(x), expected)
+
+
+def test_a_pipeline_on_the_cpu_has_columns_and_keeps_them_with_a_lora(tmp_path):
+    pipe = BitDancePipeline.from_pretrained("builtin", device="cpu", dtype=torch.float32)
+    weight = pipe.model.head.res_blocks[0].w1.weight
+    by_columns = weight.t().is_contiguous()
+    assert by_columns == (torch.backends.mkl.is_available() and not mkl_uses_half())
+    factors = {"A": torch.ones(1, weight.shape[1]), "B": torch.ones(weight.shape[0], 1)}
+    save_file({f"head.res_blocks.0.w1.lora_{k}.weight": v for k, v in factors.items()}, tmp_path / "x.safetensors")
+    before = weight.clone()
+    pipe.add_lora(tmp_path / "x.safetensors")
+    after = pipe.model.head.res_blocks[0].w1.weight
+    assert not torch.equal(after, before) and after.t().is_contiguous() == by_columns
