@@ -51,7 +51,7 @@ from bitdance_core.model.operations import operations_for, store_by_columns
 from bitdance_core.model.text_config import Size
 from bitdance_core.sampling.flow import DEFAULT_SAMPLER, SAMPLERS
 from bitdance_core.sampling.generate import generate
-from bitdance_core.sampling.patch import compiled_velocity
+from bitdance_core.sampling.patch import CompiledVelocity
 from bitdance_core.sampling.settings import Sampling
 
 
@@ -137,7 +137,7 @@ def prepare(args: argparse.Namespace) -> tuple[Case, dict[str, Callable]]:
     if case.device.type == "cpu":
         store_by_columns(case.model)  # as pipelines do
     devices.check_graphs(case.device, args.graphs)
-    velocity = compiled_velocity(case.model.head, frozen=case.device.type == "cpu") if args.compile else None
+    velocity = CompiledVelocity(case.model.head, frozen=case.device.type == "cpu") if args.compile else None
     ours = partial(generate, case.model, velocity=velocity)
     contenders: dict[str, Callable] = {"ours": with_graphs(ours) if args.graphs else ours}
     if not args.no_baseline and args.sampler == BASELINE_SAMPLER:

@@ -22,7 +22,7 @@ from bitdance_core import BitDancePipeline
 from bitdance_core.errors import BitDanceError
 from bitdance_core.sampling.generate import generate
 from bitdance_core.sampling.memory import request_bytes
-from bitdance_core.sampling.patch import compiled_velocity
+from bitdance_core.sampling.patch import CompiledVelocity
 
 PROMPT = "a large red star on a blue background"
 LEAST_LEFT = 15.0  # seconds without which no whole picture is begun
@@ -171,7 +171,7 @@ def compiled(setting: Setting) -> Iterator[Row]:
     case = setting.case(setting.config("bitdance-14b-64x"))
     fill_randomly(case.model, case.device, case.dtype)
     options = {"backend": "aot_eager"} if setting.tiny else {}  # without a C compiler's minute
-    ours = partial(generate, case.model, velocity=compiled_velocity(case.model.head, **options))
+    ours = partial(generate, case.model, velocity=CompiledVelocity(case.model.head, **options))
     start = mark(case.device)
     time_run(case, ours, torch.Generator("cpu").manual_seed(0))
     end = mark(case.device)

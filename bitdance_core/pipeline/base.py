@@ -26,7 +26,7 @@ from ..sampling.editing import crop_to_tokens
 from ..sampling.flow import DEFAULT_SAMPLER
 from ..sampling.generate import Callback, generate
 from ..sampling.memory import check_request, decoding_bytes, refuse
-from ..sampling.patch import HeadVelocity
+from ..sampling.patch import CompiledVelocity, HeadVelocity
 from ..sampling.plan import Request
 from ..sampling.settings import option_names
 from ..tokenizer import BinaryTokenizer, to_images, to_pixels
@@ -41,7 +41,7 @@ class Pipeline:
     """A model and its binary tokenizer on one device: the base of both kinds of pipeline.
 
     `unused` names settings of the command line and of batches that this kind cannot follow. `velocity` replaces the
-    head's (see `compiled_velocity`).
+    head's (see `CompiledVelocity`).
     """
 
     unused: tuple[str, ...] = ()
@@ -168,6 +168,8 @@ class Pipeline:
         lora = Lora(Path(path), strength)
         check_loras(self.model, [lora])
         merge_loras(self.model, [lora])
+        if isinstance(self.velocity, CompiledVelocity):
+            self.velocity.renew()
         self.taught.append(lora.words())
 
     def _draw(

@@ -18,7 +18,7 @@ from ..model.attention import AttentionFn, attention
 from ..model.int8 import quantize_layers
 from ..model.operations import operations_for, store_by_columns
 from ..model.streaming import StreamedLayers
-from ..sampling.patch import compiled_velocity, head_velocity
+from ..sampling.patch import CompiledVelocity, head_velocity
 from ..tokenizer import BinaryTokenizer
 from .base import Pipeline, backbone_of
 
@@ -58,7 +58,7 @@ def load(
         backbone.layers = StreamedLayers(backbone.layers, device)
     velocity = None if triton_kernels else partial(head_velocity, model.head)
     if compile_head:
-        velocity = compiled_velocity(model.head, frozen=device.type == "cpu")
+        velocity = CompiledVelocity(model.head, frozen=device.type == "cpu")
     pipe = kind(model, BinaryTokenizer(autoencoder, device, dtype), checkpoint.prompts, cuda_graphs, velocity)
     pipe.taught += [lora.words() for lora in loras]
     return pipe

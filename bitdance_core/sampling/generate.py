@@ -39,7 +39,7 @@ def generate(
 
     Noise is drawn on the generator's device. Kept patches cost no head evaluation, and those between two drawn ones are
     read in few passes. With `graphs`, a patch's flow is one CUDA graph and its reading another; `velocity` replaces the
-    head's (see `compiled_velocity`). Raises BitDanceError where numbers overflow, Cancelled where `cancel` asks for it.
+    head's (see `CompiledVelocity`). Raises BitDanceError where numbers overflow, Cancelled where `cancel` asks for it.
     """
     grid, channels, n = request.grid, model.config.head.bits, request.num_images
     canvas, steps = Canvas(request, channels, device), request.steps

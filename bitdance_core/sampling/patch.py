@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -57,28 +58,45 @@ def fused_velocity(
     return velocity
 
 
-def compiled_velocity(head: DiffusionHead, frozen: bool = False, **options: Any) -> HeadVelocity:
-    """Compile `head_velocity` with torch.compile, which takes the options: norms, modulations, gates and guidance
-    become few kernels. The first image of a shape waits for the compiler.
+class CompiledVelocity:
+    """`head_velocity` by torch.compile, which takes the options: norms, modulations, gates and guidance become few
+    kernels. The first image of a shape waits for the compiler.
 
     With `frozen` the weights become constants, which the compiler packs for this CPU: a second copy of them in memory.
+    Weights that change later are followed only after `renew`.
     """
-    program = torch.compile(partial(head_velocity, head), **options)
-    if frozen:
+
+    def __init__(self, head: DiffusionHead, frozen: bool = False, **options: Any) -> None:
+        self.head, self.frozen, self.options = head, frozen, options
+        # where the compiler does not know how many rows matrices meet; else it packs them for MKL
+        self.marks_rows = frozen and isinstance(head.input_proj, OneDnnLinear)
+        self.program = self._compile()
+
+    def renew(self) -> None:
+        """Compile again where weights are constants, at the next evaluation."""
+        if self.frozen:
+            self.program = self._compile()
+
+    def _compile(self) -> Callable[..., Tensor]:
+        if not self.frozen:
+            return torch.compile(partial(head_velocity, self.head), **self.options)
         from torch._inductor import config  # slow to import
 
-        program = config.patch(freezing=True, cpp_wrapper=True)(program)
-    by_onednn = frozen and isinstance(head.input_proj, OneDnnLinear)
+        # PyTorch keeps programs by code object: one of its own meets none of other heads, or of earlier weights
+        function = FunctionType(head_velocity.__code__.replace(), head_velocity.__globals__)
+        # constants need no checks at every evaluation; older PyTorch has no such choice
+        unchecked = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)
+        options = {"options": {"guard_filter_fn": unchecked}} if unchecked else {}
+        program = torch.compile(partial(function, self.head), **options | self.options)
+        return config.patch(freezing=True, cpp_wrapper=True)(program)
 
-    def velocity(x_t: Tensor, modulations: Sequence[Tensor], *numbers: float | Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, modulations: Sequence[Tensor], *numbers: float | Tensor) -> Tensor:
         # a Python number would be a constant of the program, and every other value would compile it again
         tensors = [n if isinstance(n, Tensor) else torch.full((), n, device=x_t.device) for n in numbers]
-        if by_onednn:  # where the compiler does not know how many rows matrices meet; else it packs them for MKL
+        if self.marks_rows:
             for tensor in (x_t, *modulations):
                 torch._dynamo.maybe_mark_dynamic(tensor, 1)
-        return program(x_t, modulations, *tensors)
-
-    return velocity
+        return self.program(x_t, modulations, *tensors)
 
 
 class PatchSampler:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ...bitdance_core.model.fused import PLAIN, Numbers, as_they_are
-from ...bitdance_core.sampling.patch import HeadVelocity, compiled_velocity, fused_velocity
+from ...bitdance_core.sampling.patch import CompiledVelocity, HeadVelocity, fused_velocity
 
 
 def velocity_of(model, dtype: torch.dtype) -> HeadVelocity | None:
     """Compile the head if TorchCompileModel set its options, else use Triton's kernels; None where there are none."""
     head, options = model.model.diffusion_model.head, model.model_options.get("torch_compile_kwargs")
     if options is not None:
-        return compiled_velocity(head, **options)
+        return CompiledVelocity(head, **options)
     return fused_velocity(head, model.load_device, dtype, lent_weights)
 
 

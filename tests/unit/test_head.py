@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import bitdance_core.sampling.generate as engine
 import golden
 from bitdance_core import BitDancePipeline
 from bitdance_core.model.head import DiffusionHead
 from bitdance_core.sampling.flow import make_schedule
-from bitdance_core.sampling.patch import compiled_velocity
+from bitdance_core.sampling.patch import CompiledVelocity
 from closeness import check_close, samples_of, tolerance
 
 MODELS = ("t2i_p16", "t2i_p64", "builtin")
@@ -63,7 +64,7 @@ def test_the_picture_does_not_depend_on_how_many_steps_share_a_pass(monkeypatch)
 
 @pytest.mark.parametrize("frozen", [False, True])
 @torch.no_grad()
-def test_a_compiled_head_is_the_same_and_leaves_the_other_as_it_was(frozen):
+def test_a_compiled_head_is_the_same_and_leaves_the_other_as_it_was(frozen, tmp_path):
     """With a backend that compiles nothing: what matters here is what is compiled, and that weights are shared. Its
     picture is nearly the other's: times and guidance are float32 tensors, not Python's numbers.
     """
@@ -80,7 +81,7 @@ def test_a_compiled_head_is_the_same_and_leaves_the_other_as_it_was(frozen):
         programs.append((graph, example_inputs))
         return graph.forward
 
-    pipe.velocity = compiled_velocity(head, frozen, backend=backend)
+    pipe.velocity = CompiledVelocity(head, frozen, backend=backend)
     check_close(samples(), expected, atol)
     ((graph, inputs),) = programs  # one for all times
     weights = [
@@ -88,3 +89,15 @@ def test_a_compiled_head_is_the_same_and_leaves_the_other_as_it_was(frozen):
     ]
     constants = {id(p) for p in graph.parameters()} | {id(b) for b in graph.buffers()}
     assert all((id(w) in constants) == frozen and any(w is i for i in inputs) != frozen for w in weights)
+
+    write_nothing(head.res_blocks[0].w1, tmp_path / "x.safetensors")
+    pipe.add_lora(tmp_path / "x.safetensors")
+    check_close(samples(), expected, atol)
+    assert len(programs) == 1 + frozen  # constants would not follow the LoRA
+
+
+def write_nothing(layer, path):
+    """Write a LoRA of a head's first w1 that changes nothing."""
+    outputs, inputs = layer.weight.shape
+    factors = {"A": torch.zeros(1, inputs), "B": torch.zeros(outputs, 1)}
+    save_file({f"head.res_blocks.0.w1.lora_{k}.weight": factor for k, factor in factors.items()}, path)

@@ -19,7 +19,7 @@ from bitdance_core.model.operations import (
 )
 from bitdance_core.model.text_config import HeadConfig
 from bitdance_core.pipeline import loading
-from bitdance_core.sampling.patch import compiled_velocity, head_velocity
+from bitdance_core.sampling.patch import CompiledVelocity, head_velocity
 from closeness import check_close, samples_of, tolerance
 from graphs import PROMPT
 
@@ -134,7 +134,7 @@ def test_a_compiler_packs_for_onednn_where_rows_are_unknown(operations, frozen):
         programs.append((graph, example_inputs))
         return graph.forward
 
-    velocity = compiled_velocity(head, frozen, backend=backend)
+    velocity = CompiledVelocity(head, frozen, backend=backend)
     for tokens in (16, 36):
         modulations = [torch.randn(2, tokens, count, 128) for count in (6, 2)]
         x_t = torch.randn(1, tokens, 8)
