@@ -146,6 +146,14 @@ def test_files_that_changed_since_they_were_verified_are_known_without_reading_t
         assert changed_files(folder) == (["y.bin"] if b"y" in damage else [])
 
 
+def test_a_download_waits_for_no_pytorch():
+    """It is a process of its own; the public names import PyTorch when they are first used."""
+    code = f"{IMPORT}; import bitdance_core; assert 'torch' not in sys.modules; "
+    code += "assert set(bitdance_core.__all__) <= set(dir(bitdance_core)); from bitdance_core import *; "
+    code += "assert BitDancePipeline.__name__ in vars(bitdance_core) and 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_second_hub_has_the_same_files(source, tmp_path):
     """ModelScope's list and addresses: checked by the SHA-256 of its list, resumed, replaced if it is damaged."""
     folder = tmp_path / "to"
