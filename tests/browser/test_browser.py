@@ -24,7 +24,15 @@ def opened(request, server):
         yield page, messages, request.param
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+# each workflow on one of the two pages, and with --long on both
+ON_A_PAGE = [
+    pytest.param(renderer, name, marks=[pytest.mark.long] * ((row + column) % 2))
+    for row, renderer in enumerate(RENDERERS)
+    for column, name in enumerate(WORKFLOWS)
+]
+
+
+@pytest.mark.parametrize(("opened", "name"), ON_A_PAGE, indirect=["opened"])
 def test_a_workflow_opens_and_shows_its_picture(opened, tmp_path, name):
     page, messages, renderer = opened
     before = len(messages)

@@ -77,6 +77,7 @@ def test_a_killed_worker_loses_nothing(tmp_path):
     assert all({**ours[name], "seconds": 0} == {**theirs[name], "seconds": 0} for name in theirs)
 
 
+@pytest.mark.long
 def test_a_prompt_that_kills_its_workers_is_given_up(tmp_path):
     """After three of them; the others are drawn. The next run, without Ray, draws it."""
     rows = [{"prompt": "a red star", "id": "bad"}, {"prompt": "a blue star", "id": "good"}]

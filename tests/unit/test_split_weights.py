@@ -100,18 +100,13 @@ def test_split_weights_of_8_bits_learn_the_same_and_draw(data, tmp_path):
 @pytest.mark.long
 def test_split_weights_of_class_models_learn_the_same_dora(tmp_path):
     write_pictures(tmp_path / "data" / "2", "diamond", colour_pairs()[:2])
-    options = [
-        "--model",
-        str(CLASSES / "tiny_4x.pt"),
-        "--tokenizer",
-        str(CLASSES / "ae_tiny_4x.pt"),
-        "--adapter",
-        "dora",
-    ]
+    options = ["--model", str(CLASSES / "tiny_4x.pt"), "--tokenizer", str(CLASSES / "ae_tiny_4x.pt")]
+    options += ["--adapter", "dora"]
     split(tmp_path / "data", tmp_path / "a.safetensors", *options)
     close(load_file(tmp_path / "a.safetensors"), alone(tmp_path / "data", tmp_path / "b.safetensors", *options))
 
 
+@pytest.mark.long
 def test_all_weights_train_split(data, tmp_path):
     options = ["--full", "--lr", "0.001"]
     split(data, tmp_path / "a", *options)
