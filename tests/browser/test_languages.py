@@ -25,7 +25,12 @@ ON_CANVAS = """name => {
 }"""
 
 
-PAGES = [(language, renderer) for language in locales.WITH_PAGES for renderer in RENDERERS]
+# each language on one of the two pages, and with --long on both
+PAGES = [
+    pytest.param((language, renderer), marks=[pytest.mark.long] * ((row + column) % 2))
+    for row, language in enumerate(locales.WITH_PAGES)
+    for column, renderer in enumerate(RENDERERS)
+]
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=", ".join)

@@ -127,7 +127,8 @@ def test_the_same_seed_gives_the_same_file(data, whole, tmp_path):
     assert not list((tmp_path / "b_run").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+# the runner is that of models, whose tests stop and share runs each time
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_a_stopped_run_resumes_as_if_it_had_not_been(data, whole, tmp_path, capsys, number):
     out = tmp_path / "a.safetensors"
     arguments = [sys.executable, *command(data, out, "--save-every", "1")]
@@ -148,6 +149,7 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(data, whole, tmp_path, caps
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.long
 def test_two_processes_give_the_same_as_one(data, whole, tmp_path):
     out = tmp_path / "a.safetensors"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
