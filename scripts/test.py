@@ -1,20 +1,21 @@
 """Run every check: `python3 scripts/test.py [--long] [--browser] [pytest arguments]`.
 
 --long adds the checks that take minutes (the built-in model on 100 prompts at every size). Browser tests run if
-Chromium is installed; --browser fails if it is not. Without further arguments two halves run at the same time, and the
-second in as many processes as the machine has cores; its output follows that of the first.
+Chromium is installed; --browser fails if it is not. Without further arguments two halves run at the same time, the unit
+tests in as many processes as the machine has cores; the output of the second half follows that of the first.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from environment import ROOT, ensure_all, find_chromium, run
 
-# those that share a server, or ComfyUI's modules, stay in one process; a file of the others runs in any of several
-TOGETHER, APART = ("tests/browser", "tests/server", "tests/comfy"), ("tests/unit",)
+# those that share a server; those that share ComfyUI's modules; and those of which any process may run any file
+SERVER, COMFY, UNIT = ("tests/browser", "tests/server"), ("tests/comfy",), ("tests/unit",)
 
 
 def main() -> int:
@@ -40,14 +41,19 @@ def run_halves(pytest: Path, selection: list[str]) -> int:
     cores = os.cpu_count() or 2
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // 2)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to the other half
-    second = [str(pytest), *selection, "-n", str(cores), "--dist", "loadfile", *APART]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        with subprocess.Popen(second, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT) as process:
-            status = run(pytest, *selection, *TOGETHER)
-            status = process.wait() or status
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said, ThreadPoolExecutor(1) as second:
+
+        def run_second() -> int:
+            commands = [*selection, *COMFY], [*selection, "-n", str(cores), "--dist", "loadfile", *UNIT]
+            runs = [subprocess.run([pytest, *c], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT) for c in commands]
+            return max(run.returncode for run in runs)
+
+        status = second.submit(run_second)
+        first = run(pytest, *selection, *SERVER)
+        second.shutdown()
         said.seek(0)
         print(said.read(), flush=True)
-    return status
+    return first or status.result()
 
 
 if __name__ == "__main__":
