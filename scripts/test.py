@@ -46,14 +46,14 @@ def run_halves(pytest: Path, selection: list[str]) -> int:
         def run_second() -> int:
             commands = [*selection, *COMFY], [*selection, "-n", str(cores), "--dist", "loadfile", *UNIT]
             runs = [subprocess.run([pytest, *c], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT) for c in commands]
-            return max(run.returncode for run in runs)
+            return next((run.returncode for run in runs if run.returncode), 0)
 
-        status = second.submit(run_second)
-        first = run(pytest, *selection, *SERVER)
+        later = second.submit(run_second)
+        status = run(pytest, *selection, *SERVER)
         second.shutdown()
         said.seek(0)
         print(said.read(), flush=True)
-    return first or status.result()
+    return status or later.result()
 
 
 if __name__ == "__main__":
