@@ -3,7 +3,7 @@
 R=runs/scenes
 python -m builtin.scenes.drawings $R/noto.npz --package @iconify-json/noto
 python -m builtin.scenes.style write $R/noto.npz $R/noto
-python -m bitdance_core finetune $R/noto --model scenes --out $R/noto.safetensors
+python -m bitdance_core finetune $R/noto --model scenes --out $R/noto.safetensors --steps 2400 --rank 32 --keep 0
 python -m builtin.scenes.style score $R/noto.npz $R/drawings.npz --lora $R/noto.safetensors --sheet $R/noto.png
 """
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import bitdance_core.sampling.generate as engine
 import golden
@@ -11,6 +10,7 @@ from bitdance_core.model.head import DiffusionHead
 from bitdance_core.sampling.flow import make_schedule
 from bitdance_core.sampling.patch import CompiledVelocity
 from closeness import check_close, samples_of, tolerance
+from loras import write_lora
 
 MODELS = ("t2i_p16", "t2i_p64", "builtin")
 
@@ -90,14 +90,7 @@ def test_a_compiled_head_is_the_same_and_leaves_the_other_as_it_was(frozen, tmp_
     constants = {id(p) for p in graph.parameters()} | {id(b) for b in graph.buffers()}
     assert all((id(w) in constants) == frozen and any(w is i for i in inputs) != frozen for w in weights)
 
-    write_nothing(head.res_blocks[0].w1, tmp_path / "x.safetensors")
+    write_lora(head, tmp_path / "x.safetensors")
     pipe.add_lora(tmp_path / "x.safetensors")
     check_close(samples(), expected, atol)
     assert len(programs) == 1 + frozen  # constants would not follow the LoRA
-
-
-def write_nothing(layer, path):
-    """Write a LoRA of a head's first w1 that changes nothing."""
-    outputs, inputs = layer.weight.shape
-    factors = {"A": torch.zeros(1, inputs), "B": torch.zeros(outputs, 1)}
-    save_file({f"head.res_blocks.0.w1.lora_{k}.weight": factor for k, factor in factors.items()}, path)

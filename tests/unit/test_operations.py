@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +21,7 @@ from bitdance_core.pipeline import loading
 from bitdance_core.sampling.patch import CompiledVelocity, head_velocity
 from closeness import check_close, samples_of, tolerance
 from graphs import PROMPT
+from loras import write_lora
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch is built without oneDNN"
@@ -169,8 +169,7 @@ def test_a_pipeline_on_the_cpu_has_columns_and_keeps_them_with_a_lora(tmp_path):
     weight = pipe.model.head.res_blocks[0].w1.weight
     by_columns = weight.t().is_contiguous()
     assert by_columns == (torch.backends.mkl.is_available() and not mkl_uses_half())
-    factors = {"A": torch.ones(1, weight.shape[1]), "B": torch.ones(weight.shape[0], 1)}
-    save_file({f"head.res_blocks.0.w1.lora_{k}.weight": v for k, v in factors.items()}, tmp_path / "x.safetensors")
+    write_lora(pipe.model.head, tmp_path / "x.safetensors", 1.0)
     before = weight.clone()
     pipe.add_lora(tmp_path / "x.safetensors")
     after = pipe.model.head.res_blocks[0].w1.weight

@@ -359,9 +359,8 @@ def test_a_picture_is_read_as_of_the_style_that_it_has(art):
     def draw_in(style_name):
         def draw(prompt, seed):
             meaning = read_caption(prompt)
-            assert meaning.parts[0].size == "large" and meaning.parts[0].name not in HIDDEN_ON.get(
-                meaning.ground.top, ()
-            )
+            (thing,) = meaning.parts
+            assert thing.size == "large" and thing.name not in HIDDEN_ON.get(meaning.ground.top, ())
             return Composer(styles[style_name]).paint(Scene(prompt, meaning, place(meaning, rng)))
 
         return draw

@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
 import golden
 from batches import batch, write_lines
@@ -19,6 +18,7 @@ from bitdance_core.model.vocabulary import Vocabulary, unseen_note
 from bitdance_core.pipeline.text import UnseenWords
 from builtin.pictures import ALL_PICTURES, read
 from builtin.scenes.compose import random_scene
+from loras import write_lora
 
 KNOWN = Vocabulary(frozenset("a large red star on blue background".split()), "stars")
 PROMPT = "a large red star on a blue background"
@@ -133,18 +133,8 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys):
     assert len(lines) == 1 and '"dragon"' in lines[0] and ".py" not in lines[0]
 
 
-def write_dragons(pipe, path):
-    """Write a LoRA file that changes nothing and says that it teaches dragons."""
-    weight = pipe.model.head.res_blocks[0].w1.weight
-    tensors = {
-        "head.res_blocks.0.w1.lora_A.weight": weight.new_zeros(1, weight.shape[1]),
-        "head.res_blocks.0.w1.lora_B.weight": weight.new_zeros(weight.shape[0], 1),
-    }
-    save_file(tensors, path, {"bitdance": json.dumps({"words": "a dragon on"})})
-
-
 def test_the_words_of_a_file_given_by_lora_are_taught(tmp_path, capsys):
-    write_dragons(BitDancePipeline.from_pretrained("builtin"), tmp_path / "x.safetensors")
+    write_lora(BitDancePipeline.from_pretrained("builtin").model.head, tmp_path / "x.safetensors", words="a dragon on")
     command = ["generate", "a dragon", "--steps", "1", "-o", str(tmp_path / "x.png")]
     assert main([*command, "--lora", str(tmp_path / "x.safetensors")]) == 0
     assert "not trained" not in capsys.readouterr().err
@@ -152,7 +142,7 @@ def test_the_words_of_a_file_given_by_lora_are_taught(tmp_path, capsys):
 
 def test_a_loras_words_are_known_when_its_file_is_gone(tmp_path):
     pipe, file = BitDancePipeline.from_pretrained("builtin"), tmp_path / "x.safetensors"
-    write_dragons(pipe, file)
+    write_lora(pipe.model.head, file, words="a dragon on")
     pipe.add_lora(file)
     file.unlink()
     assert pipe.unseen_note(["a red dragon"]) is None and '"cow"' in pipe.unseen_note(["a red cow"])
